@@ -1,0 +1,50 @@
+// Package model is the model repository: models/<name>/model.yaml beside
+// models/<name>/<version>/model.pt.
+//
+// It reads what users write and says precisely what is wrong with it. It loads no weights.
+package model
+
+import (
+	"time"
+
+	"github.com/gpulet/gpulet/shared/tensor"
+)
+
+// Config is a model.yaml, checked and with its defaults filled in.
+type Config struct {
+	Name string `json:"name"`
+	// SLO is the planner's target for a request, queueing included.
+	SLO time.Duration `json:"slo"`
+	// Timeout is when a request is given up. Default 2 x SLO.
+	Timeout  time.Duration `json:"timeout"`
+	MaxBatch int           `json:"max_batch"`
+	// Precision is "stored" (default), "fp32", "fp16" or "bf16".
+	Precision string        `json:"precision"`
+	Inputs    []tensor.Spec `json:"inputs"`
+	Outputs   []tensor.Spec `json:"outputs"`
+	// Preprocess, by input name, lets clients send another dtype than the model takes.
+	Preprocess map[string]Preprocess `json:"preprocess,omitempty"`
+	// Pin is the version to serve (`version:` in the file); 0 serves the newest.
+	Pin int `json:"pin,omitempty"`
+	// Weight is the model's importance when not everything fits. Default 1.
+	Weight float64 `json:"weight"`
+	// Class is "interactive" (default; queued in memory) or "offline" (queued on disk).
+	Class string `json:"class"`
+}
+
+// Preprocess turns an accepted dtype into the model's: y = (x * Scale - Mean) / Std, Mean and Std
+// per channel (the first dimension of the input).
+type Preprocess struct {
+	Accept []tensor.DType `yaml:"accept,flow" json:"accept"`
+	Scale  float64        `yaml:"scale" json:"scale"`
+	Mean   []float64      `yaml:"mean,flow" json:"mean,omitempty"`
+	Std    []float64      `yaml:"std,flow" json:"std,omitempty"`
+}
+
+// Model is one servable version of a model.
+type Model struct {
+	Config
+	Version int    `json:"version"` // the version that serves
+	Path    string `json:"-"`              // the archive
+	Hash    string `json:"hash"`           // sha256 of the archive, hex
+}

@@ -1,0 +1,45 @@
+// Package plan is the plan document: which gpu-lets exist, on which GPU, and what each serves.
+//
+// The planner writes plans, agents reconcile towards them, everything else reads them. The
+// package holds values only: it knows neither how a plan is found nor how it is carried.
+package plan
+
+import "time"
+
+// Plan is one whole plan. It is published and replaced as a unit; field names are a contract.
+type Plan struct {
+	// Revision grows by one with every published plan; 0 means "not published".
+	Revision  uint64    `json:"revision"`
+	Algorithm string    `json:"algorithm,omitempty"`
+	Created   time.Time `json:"created,omitzero"`
+	GPUsUsed  int       `json:"gpus_used"`
+	Gpulets   []Gpulet  `json:"gpulets"`
+	// Unserved holds, per model, the part of its rate that no gpu-let covers (requests/s).
+	Unserved map[string]float64 `json:"unserved"`
+	// DesiredGPUs is how many GPUs would serve everything; equal to GPUsUsed when all is served.
+	DesiredGPUs int `json:"desired_gpus"`
+}
+
+// Gpulet is a virtual GPU: a share of one GPU and the models it serves in duty order.
+type Gpulet struct {
+	// ID is unique for ever: a gpu-let that changes host, GPU or share is another gpu-let.
+	// [a-z0-9-]{1,96}.
+	ID      string       `json:"id"`
+	Host    string       `json:"host"`
+	GPU     int          `json:"gpu"` // index of the device on its host
+	GPUType string       `json:"gpu_type"`
+	Share   int          `json:"share"` // percent of the GPU's SMs (of the cores on cpu), 1..100
+	Models  []Assignment `json:"models"`
+}
+
+// Assignment is one model on one gpu-let.
+type Assignment struct {
+	Model string `json:"model"`
+	// Batch is the largest batch (in samples) the gpu-let may run for this model.
+	Batch   int     `json:"batch"`
+	RateRPS float64 `json:"rate_rps"` // the part of the model's rate that this gpu-let covers
+	DutyMs  float64 `json:"duty_ms"`  // duty cycle of the gpu-let: the sum of its inflated batch times
+	ExecMs  float64 `json:"exec_ms"`  // predicted time of one full batch, interference included
+	// Rank orders the gpu-lets that serve the same model: idle pulls of rank 1 are answered first.
+	Rank int `json:"rank,omitempty"`
+}

@@ -1,0 +1,69 @@
+package plan
+
+import "time"
+
+// HostReport is what an agent says of its host, every few seconds and on change.
+type HostReport struct {
+	Host     string    `json:"host"`
+	Devices  []Device  `json:"devices"`
+	Engine   string    `json:"engine"` // e.g. "libtorch 1.13.1"
+	Revision uint64    `json:"revision"`
+	Time     time.Time `json:"time"`
+	// Problems are things an operator should see: a model that does not load, a missing library.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// Device is a GPU, or what stands in for one.
+type Device struct {
+	Index    int    `json:"index"`
+	GPUType  string `json:"gpu_type"` // the folder under profiles/: h100, rtx2080ti, cpu-...
+	Name     string `json:"name"`
+	UUID     string `json:"uuid,omitempty"`
+	MemBytes int64  `json:"mem_bytes"`
+	// Shares lists the shares a gpu-let may have, ascending; empty means every 1..100.
+	Shares []int `json:"shares,omitempty"`
+	// Sim marks a device that answers from a profile and computes nothing.
+	Sim bool `json:"sim,omitempty"`
+}
+
+// GpuletState is where a gpu-let process is in its life.
+type GpuletState string
+
+// A gpu-let goes starting → ready → draining → gone; failed means its agent is backing off
+// before the next start.
+const (
+	Starting GpuletState = "starting"
+	Ready    GpuletState = "ready"
+	Draining GpuletState = "draining"
+	Failed   GpuletState = "failed"
+)
+
+// GpuletReport is what is known of one running gpu-let.
+type GpuletReport struct {
+	ID       string        `json:"id"`
+	Host     string        `json:"host"`
+	GPU      int           `json:"gpu"`
+	Share    int           `json:"share"`
+	State    GpuletState   `json:"state"`
+	Revision uint64        `json:"revision"` // the plan revision it serves
+	PID      int           `json:"pid,omitempty"`
+	Restarts int           `json:"restarts"`
+	Detail   string        `json:"detail,omitempty"` // last error, in words
+	Models   []ModelReport `json:"models"`
+	Time     time.Time     `json:"time"`
+}
+
+// ModelReport counts what a gpu-let did for one model since it started.
+type ModelReport struct {
+	Model    string  `json:"model"`
+	Loaded   bool    `json:"loaded"`
+	Error    string  `json:"error,omitempty"` // why it is not loaded
+	Requests uint64  `json:"requests"`
+	Samples  uint64  `json:"samples"`
+	Batches  uint64  `json:"batches"`
+	Expired  uint64  `json:"expired"`
+	Failed   uint64  `json:"failed"`
+	Rejected uint64  `json:"rejected"` // bad requests
+	ExecMs   float64 `json:"exec_ms"`  // moving average of a batch's time on the engine
+	BusyMs   float64 `json:"busy_ms"`  // total time on the engine
+}
