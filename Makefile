@@ -1,0 +1,64 @@
+# gpulet. `make help` lists the targets; `make demo` and `make test` work on a fresh
+# Debian or Ubuntu that has only Go, git and make.
+
+SHELL       := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PROGRAMS := frontend planner worker loadgen
+TOOL     := go tool -modfile=scripts/tools.mod
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+FUZZTIME ?= 30s
+
+include deploy/engine.mk
+
+##@ Use
+.PHONY: demo up build
+demo: ## fresh machine to Poisson load on three real models, and a report (about 20 s of load)
+	@scripts/demo.sh
+
+up: ## the same system, left running, with its addresses and how to call it
+	@scripts/demo.sh --up
+
+build: $(PROGRAMS:%=bin/%) ## the four programs, into bin/
+
+# Go knows best what is stale, so these always ask it.
+.PHONY: $(PROGRAMS:%=bin/%)
+$(PROGRAMS:%=bin/%): bin/%:
+	@go build -trimpath -ldflags "-X github.com/gpulet/gpulet/shared/cli.Version=$(VERSION)" -o $@ ./$*
+
+##@ Check
+.PHONY: setup test e2e lint bench fuzz
+setup: ## install what building and testing need (Debian, Ubuntu)
+	@scripts/setup.sh --for test
+
+test: setup build engine ## everything: race-enabled Go tests, the engine against LibTorch, end to end as processes
+	GPULET_REQUIRE_TORCH=1 go test -race -timeout 15m $$(go list ./... | grep -v /e2e)
+	GPULET_REQUIRE_TORCH=1 go test -count=1 -timeout 15m ./e2e/...
+
+e2e: build engine ## only the whole-system tests, of the four programs as processes
+	GPULET_REQUIRE_TORCH=1 go test -count=1 -v -timeout 15m ./e2e/...
+
+lint: ## go vet, gofumpt, staticcheck, clang-format
+	go vet ./...
+	@out=$$($(TOOL) gofumpt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofumpt would change:"; echo "$$out"; exit 1; }
+	$(TOOL) staticcheck ./...
+	@if command -v clang-format >/dev/null; then clang-format --dry-run --Werror $$(git ls-files 'worker/engine/*.cc' 'worker/engine/*.c' 'worker/engine/*.h'); \
+	else echo "clang-format is missing: apt-get install clang-format"; exit 1; fi
+
+bench: ## Go benchmarks of the hot paths (figures only; nothing fails on them)
+	go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /e2e)
+
+fuzz: ## every fuzz target for FUZZTIME (default 30s) each
+	@scripts/fuzz.sh $(FUZZTIME)
+
+##@ Ship
+.PHONY: images clean help
+images: ## the container image of the four programs
+	docker build -f deploy/Dockerfile -t gpulet:$(VERSION) -t gpulet:latest .
+
+clean: ## remove what was built
+	rm -rf bin build
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z_-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
