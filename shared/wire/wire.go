@@ -1,15 +1,11 @@
 // Package wire is what crosses the bus: requests, replies, their headers and their codecs.
 //
-// Decoding is strict and bounded: sizes are checked before memory is taken, unknown fields are
-// refused, and every error names the field, what was found and what was expected. Decoded tensors
-// alias the message's buffer.
+// Decoding is strict and bounded: sizes are checked before memory is taken, unknown keys of a
+// request are refused, and every error names the field, what was found and what was expected.
+// Decoded tensors alias the message's buffer. The package does no I/O and reads no clock.
 package wire
 
-import (
-	"time"
-
-	"github.com/gpulet/gpulet/shared/tensor"
-)
+import "github.com/gpulet/gpulet/shared/tensor"
 
 // Headers of a request and of a reply.
 const (
@@ -87,10 +83,3 @@ type Limits struct {
 
 // DefaultLimits suit the server's max_payload of 8 MiB.
 var DefaultLimits = Limits{MaxBytes: 8 << 20, MaxTensors: 64, MaxName: 256}
-
-// Deadline returns when a request is given up: the deadline header, else stored + the timeout
-// header, else stored + fallback.
-type Deadline struct {
-	At      time.Time     // from HeaderDeadline; zero: none
-	Timeout time.Duration // from HeaderTimeout; zero: none
-}
