@@ -45,6 +45,6 @@ type Preprocess struct {
 type Model struct {
 	Config
 	Version int    `json:"version"` // the version that serves
-	Path    string `json:"-"`              // the archive
-	Hash    string `json:"hash"`           // sha256 of the archive, hex
+	Path    string `json:"-"`       // the archive
+	Hash    string `json:"hash"`    // sha256 of the archive, hex
 }

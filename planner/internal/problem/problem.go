@@ -1,0 +1,121 @@
+// Package problem states what the planner has to solve: the GPUs there are, the models with their
+// objectives and rates, and what is known of how they run.
+//
+// It holds values and a few questions about them. It knows no algorithm, reads no file and no
+// clock; pack solves an Input, check judges a plan against one, and both see only this package.
+package problem
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/shared/profile"
+)
+
+// Input is one planning problem. Packers and the checker never change it.
+type Input struct {
+	GPUs   []GPU
+	Models []Model
+	// Profiles answers how long a batch takes. Required.
+	Profiles Profiles
+	// Interference predicts the slowdown by neighbours on the same GPU. Nil means none.
+	Interference Interference
+	// Buffer multiplies every predicted latency, as a reserve for what a profile does not see
+	// (jitter, clocks). 0 means 1, no reserve.
+	Buffer float64
+	// ContextBytes is device memory that every gpu-let needs beside its models: its CUDA context.
+	ContextBytes int64
+	// Current is the plan that runs now. Algorithms that can, stay close to it. Nil means none.
+	Current *plan.Plan
+}
+
+// GPU is one device that may be cut into gpu-lets.
+type GPU struct {
+	Host  string
+	Index int    // of the device on its host
+	Type  string // the folder under profiles/
+	// MemBytes is what gpu-lets may use together; 0 means unknown, and memory is not checked.
+	MemBytes int64
+	// Shares lists the shares (percent) a gpu-let may have, ascending; empty means any of 1..100.
+	Shares []int
+}
+
+// Model is what has to be served of one model.
+type Model struct {
+	Name string
+	// SLO bounds the time from a request's arrival to its answer.
+	SLO time.Duration
+	// Rate is in samples per second, margins included. A model with rate 0 is not placed.
+	Rate float64
+	// Weight is the worth of one served sample when not everything fits. 0 means 1.
+	Weight float64
+	// MaxBatch bounds the planned batch; 0 means the largest that the profile knows.
+	MaxBatch int
+}
+
+// Profiles finds the profile of a model on a GPU type. *profile.Set is one.
+type Profiles interface {
+	Get(gpuType, model string) (*profile.Profile, bool)
+}
+
+// Load is a model running batches of one size on a share of a GPU.
+type Load struct {
+	Model string
+	Share int // percent
+	Batch int // samples
+}
+
+// Interference predicts how much a batch slows down beside other gpu-lets of the same GPU.
+type Interference interface {
+	// Slowdown returns the factor, at least 1, on the latency of self while every neighbour gpu-let
+	// is busy with the worst of its loads: neighbours[i] lists what gpu-let i may be running, one
+	// at a time. It must not depend on the order of neighbours, and must not fall when one is added.
+	Slowdown(gpuType string, self Load, neighbours [][]Load) float64
+}
+
+// BufferFactor is Buffer with its default.
+func (in *Input) BufferFactor() float64 {
+	if in.Buffer <= 0 {
+		return 1
+	}
+	return in.Buffer
+}
+
+// Worth is Weight with its default.
+func (m Model) Worth() float64 {
+	if m.Weight <= 0 {
+		return 1
+	}
+	return m.Weight
+}
+
+// Name identifies the device in messages and in gpu-let ids: "host/0".
+func (g GPU) Name() string { return fmt.Sprintf("%s/%d", g.Host, g.Index) }
+
+// Allows reports whether a gpu-let of this device may have the share.
+func (g GPU) Allows(share int) bool {
+	if share < 1 || share > 100 {
+		return false
+	}
+	if len(g.Shares) == 0 {
+		return true
+	}
+	for _, s := range g.Shares {
+		if s == share {
+			return true
+		}
+	}
+	return false
+}
+
+// Slowdown is the input's interference for one batch; 1 without neighbours or without a model.
+func (in *Input) Slowdown(gpuType string, self Load, neighbours [][]Load) float64 {
+	if in.Interference == nil || len(neighbours) == 0 {
+		return 1
+	}
+	if f := in.Interference.Slowdown(gpuType, self, neighbours); f > 1 {
+		return f
+	}
+	return 1
+}
