@@ -61,7 +61,7 @@ type Launch struct {
 type Decision struct {
 	Launch  Launch
 	Expired []Item // to be answered as expired; owned by the caller
-	// Wake is when the next item that is still held becomes too late to run; zero: never.
+	// Wake is the first moment at which an item that is still held is too late to run; zero: never.
 	Wake time.Time
 }
 

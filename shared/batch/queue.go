@@ -83,7 +83,7 @@ func (q *queue) expire(out []Item, now time.Time) []Item {
 	return out
 }
 
-// wake is when the first item becomes hopeless; zero if none is held.
+// wake is the first moment at which an item is hopeless; zero if none is held.
 func (q *queue) wake() time.Time {
 	var wake time.Time
 	if len(q.items) == 0 {
@@ -92,10 +92,10 @@ func (q *queue) wake() time.Time {
 	longest := q.exec(q.largest)
 	for i := range q.items {
 		it := &q.items[i]
-		if !wake.IsZero() && !it.Deadline.Add(-longest).Before(wake) {
+		if !wake.IsZero() && !it.Deadline.Add(1-longest).Before(wake) {
 			break
 		}
-		if at := it.Deadline.Add(-q.exec(it.Samples)); wake.IsZero() || at.Before(wake) {
+		if at := it.Deadline.Add(1 - q.exec(it.Samples)); wake.IsZero() || at.Before(wake) {
 			wake = at
 		}
 	}
@@ -140,35 +140,30 @@ func (q *queue) take(now time.Time, expired []Item) (Launch, []Item) {
 // choose returns the batch to launch: n items, the first of them at from; those before it are
 // given up.
 func (q *queue) choose(now time.Time) (from, n int) {
-	full, samples := q.fill(0)
-	if q.onTime(0, now.Add(q.exec(samples))) {
-		return 0, full
+	n, done := q.shrink(0, now)
+	if full, _ := q.fill(0); n == full {
+		return 0, n
 	}
-	shrunk, done := q.shrink(full, now)
-	if _, rest := q.fill(shrunk); q.onTime(shrunk, done.Add(q.exec(rest))) {
-		return 0, shrunk
+	if _, rest := q.fill(n); q.onTime(n, done.Add(q.exec(rest))) {
+		return 0, n
 	}
-	for from = 1; from+shrunk < len(q.items); from++ {
-		n, samples = q.fill(from)
-		if n > shrunk && q.onTime(from, now.Add(q.exec(samples))) {
-			return from, n
+	for i := 1; i+n < len(q.items) && n < q.Batch; i++ {
+		if more, _ := q.shrink(i, now); more > n {
+			from, n = i, more
 		}
 	}
-	return 0, shrunk
+	return from, n
 }
 
-// shrink returns the largest batch of at most n items that starts with the first one and does not
-// make it late, and when that batch is done.
-func (q *queue) shrink(n int, now time.Time) (int, time.Time) {
-	samples := 0
-	for i := range q.items[:n] {
-		samples += q.items[i].Samples
-	}
-	for n > 1 && !q.onTime(0, now.Add(q.exec(samples))) {
+// shrink returns the largest batch that starts with the item at from and does not make it late,
+// and when that batch is done. It is never empty.
+func (q *queue) shrink(from int, now time.Time) (n int, done time.Time) {
+	n, samples := q.fill(from)
+	for done = now.Add(q.exec(samples)); n > 1 && !q.onTime(from, done); done = now.Add(q.exec(samples)) {
 		n--
-		samples -= q.items[n].Samples
+		samples -= q.items[from+n].Samples
 	}
-	return n, now.Add(q.exec(samples))
+	return n, done
 }
 
 // onTime reports whether a batch that starts with the item at i and is done at done makes it. The
