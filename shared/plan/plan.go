@@ -18,6 +18,10 @@ type Plan struct {
 	Unserved map[string]float64 `json:"unserved"`
 	// DesiredGPUs is how many GPUs would serve everything; equal to GPUsUsed when all is served.
 	DesiredGPUs int `json:"desired_gpus"`
+	// Reason says in words why this plan replaced the one before.
+	Reason string `json:"reason,omitempty"`
+	// Pinned keeps the planner from replacing the plan until somebody takes the pin away.
+	Pinned bool `json:"pinned,omitempty"`
 }
 
 // Gpulet is a virtual GPU: a share of one GPU and the models it serves in duty order.
