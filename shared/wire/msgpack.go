@@ -277,9 +277,14 @@ func (r *reader) object(s *schema, visit func(key string) error) error {
 			err = visit(s.keys[i])
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", raw, err)
+			return at(string(raw), err)
 		}
 	}
+	return s.complete(seen)
+}
+
+// complete refuses an object whose keys, as bits of seen, leave out a required one.
+func (s *schema) complete(seen uint32) error {
 	for i, key := range s.keys[:s.required] {
 		if seen&(1<<i) == 0 {
 			return fmt.Errorf("key %q is missing", key)

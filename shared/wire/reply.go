@@ -1,6 +1,9 @@
 package wire
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // EncodeReply encodes a reply for a request of contentType: JSON for JSON, msgpack for everything
 // else, because only those hold tensors with their types and shapes. It returns the reply's headers
@@ -23,7 +26,7 @@ func EncodeReply(contentType string, rep Reply) (header map[string]string, body 
 		return header, appendMsgpackReply(make([]byte, 0, replySize(rep)), rep), nil
 	}
 	header[HeaderType] = TypeJSON
-	if body, err = appendJSONReply(nil, rep); err != nil {
+	if body, err = appendJSONReply(rep); err != nil {
 		return nil, nil, fmt.Errorf("encode reply: %w", err)
 	}
 	return header, body, nil
@@ -148,11 +151,24 @@ func (r *reader) text(limit int) (string, error) {
 
 func (r *reader) status(dst *Status) error {
 	s, err := r.text(maxKey)
-	if err == nil && (s == "" || s == string(StatusOK)) {
-		err = fmt.Errorf("found %q: expected an error code", s)
-	}
 	*dst = Status(s)
-	return err
+	if err != nil {
+		return err
+	}
+	return dst.isError()
+}
+
+// isError refuses a status that does not name an error.
+func (s Status) isError() error {
+	if s == "" || s == StatusOK {
+		return fmt.Errorf("found %q: expected an error code", string(s))
+	}
+	return nil
+}
+
+// clip makes the text of an error one that can be sent: bounded and UTF-8.
+func clip(detail string) string {
+	return strings.ToValidUTF8(detail[:min(len(detail), maxDetail)], "?")
 }
 
 func replySize(rep Reply) int {

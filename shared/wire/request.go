@@ -49,7 +49,7 @@ func EncodeRequest(contentType string, req Request) ([]byte, error) {
 	case TypeMsgpack:
 		return appendMsgpackRequest(make([]byte, 0, requestSize(req)), req), nil
 	case TypeJSON:
-		return appendJSONRequest(nil, req)
+		return appendJSONRequest(req)
 	case TypeRaw:
 		if len(req.Inputs) != 1 || len(req.Outputs) != 0 {
 			return nil, fmt.Errorf("encode request: %s holds 1 input and no outputs: found %d and %d", t, len(req.Inputs), len(req.Outputs))
@@ -118,10 +118,17 @@ func decodeMsgpackRequest(body []byte, specs []tensor.Spec, lim Limits) (Request
 // version takes the version of a body and refuses those that this build does not speak.
 func (r *reader) version() error {
 	v, err := r.int()
-	if err == nil && v != Version {
-		err = fmt.Errorf("version %d: expected %d", v, Version)
+	if err != nil {
+		return err
 	}
-	return err
+	return checkVersion(v)
+}
+
+func checkVersion(v int64) error {
+	if v != Version {
+		return fmt.Errorf("version %d: expected %d", v, Version)
+	}
+	return nil
 }
 
 // tensors takes an array of tensors. Names that specs know cost no memory.
@@ -134,7 +141,7 @@ func (r *reader) tensors(specs []tensor.Spec, lim Limits) ([]tensor.Tensor, erro
 	dims := make([]int64, 0, 4*n) // one backing array for all shapes; append may move later ones
 	for i := range ts {
 		if dims, err = r.tensor(&ts[i], specs, dims, lim); err != nil {
-			return nil, fmt.Errorf("[%d]: %w", i, err)
+			return nil, atIndex(i, err)
 		}
 	}
 	return ts, nil
@@ -213,7 +220,7 @@ func (r *reader) shape(dims []int64, shape *[]int64) ([]int64, error) {
 	for i := range n {
 		v, err := r.int()
 		if err != nil {
-			return dims, fmt.Errorf("[%d]: %w", i, err)
+			return dims, atIndex(i, err)
 		}
 		dims = append(dims, v)
 	}
@@ -229,7 +236,7 @@ func (r *reader) names(lim Limits) ([]string, error) {
 	names := make([]string, n)
 	for i := range names {
 		if names[i], err = r.name(nil, lim); err != nil {
-			return nil, fmt.Errorf("[%d]: %w", i, err)
+			return nil, atIndex(i, err)
 		}
 	}
 	return names, nil

@@ -63,7 +63,7 @@ func (r *reader) labels() ([]int, error) {
 	labels := make([]int, n)
 	for i := range labels {
 		if err := r.intInto(&labels[i]); err != nil {
-			return nil, fmt.Errorf("[%d]: %w", i, err)
+			return nil, atIndex(i, err)
 		}
 	}
 	return labels, nil
