@@ -344,6 +344,7 @@ func TestReplies(t *testing.T) {
 		{"ok without a body", m2{HeaderStatus: "ok"}, nil, "status ok without a body"},
 		{"two opinions", m2{HeaderStatus: "ok"}, []byte(`{"error":"failed"}`), `status "failed" in the body, "ok" in the Gpulet-Status header`},
 		{"error ok", nil, []byte(`{"error":"ok"}`), `error: found "ok": expected an error code`},
+		{"no code in the header", m2{HeaderStatus: "Not OK"}, nil, `header Gpulet-Status: found "Not OK": expected an error code`},
 		{"other version", nil, pack(t, m{"v": 9}), "v: version 9: expected 1"},
 		{"not msgpack", m2{HeaderType: TypeMsgpack}, []byte("boom"), "found int: expected a map"},
 		{"raw", m2{HeaderType: TypeRaw}, []byte("boom"), `content type "application/octet-stream": expected`},

@@ -58,6 +58,11 @@ func DecodeReply(header func(string) string, body []byte) (Reply, error) {
 
 // settle brings the status of the header and that of the body together.
 func (r *Reply) settle(header Status, hasBody bool) error {
+	if header != "" && header != StatusOK {
+		if err := header.isError(); err != nil {
+			return fmt.Errorf("header %s: %w", HeaderStatus, err)
+		}
+	}
 	if hasBody && r.Status == "" {
 		r.Status = StatusOK
 	}
@@ -158,9 +163,10 @@ func (r *reader) status(dst *Status) error {
 	return dst.isError()
 }
 
-// isError refuses a status that does not name an error.
+// isError refuses what cannot name an error. Codes of a newer worker pass.
 func (s Status) isError() error {
-	if s == "" || s == StatusOK {
+	odd := strings.ContainsFunc(string(s), func(r rune) bool { return (r < 'a' || r > 'z') && r != '_' })
+	if s == "" || s == StatusOK || odd || len(s) > maxKey {
 		return fmt.Errorf("found %q: expected an error code", string(s))
 	}
 	return nil
