@@ -1,0 +1,259 @@
+// Package reconcile decides what an agent does next about its gpu-let processes: which to start,
+// what to assign, which to drain, which to kill and when to look again.
+//
+// It is a pure function of the plan, the children and the time, so that every decision can be
+// written down as a test. It starts and signals nothing itself.
+//
+// Make before break: what the plan no longer wants, be it a gpu-let or a model on one, is kept until
+// everything it does want on this host is ready, or has failed.
+package reconcile
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gpulet/gpulet/shared/plan"
+)
+
+// Desired is what the host should run.
+type Desired struct {
+	Revision uint64
+	Gpulets  []plan.Gpulet // of this host only
+}
+
+// Child is a gpu-let process as its agent knows it.
+type Child struct {
+	ID         string
+	GPU, Share int
+	State      plan.GpuletState  // as it last reported
+	Revision   uint64            // as it last reported: what it serves
+	Assigned   uint64            // the revision it was last told to serve; 0: none yet
+	Models     []plan.Assignment // what it was last told to serve
+	Heard      time.Time         // its last sign of life, at first its start
+	ReadyAt    time.Time         // when it became ready; zero: not yet
+	DrainedAt  time.Time         // when it was told to drain; zero: it was not
+	KilledAt   time.Time         // when it was killed; zero: it was not
+	ExitedAt   time.Time         // zero: it runs
+	Crashes    int               // in a row, of this gpu-let
+}
+
+// Limits are the times that decisions depend on.
+type Limits struct {
+	// BackoffMin and BackoffMax bound the wait before a restart. The first crash is restarted at
+	// once, the second waits BackoffMin, then twice as long each time.
+	BackoffMin, BackoffMax time.Duration
+	// Stable is how long a gpu-let must have been ready for its crashes to be forgotten.
+	Stable time.Duration
+	// Drain is how long a gpu-let may take to drain before it is killed.
+	Drain time.Duration
+	// Silence is how long a gpu-let may say nothing before it is killed.
+	Silence time.Duration
+}
+
+// DefaultLimits suit gpu-lets that report every second and load within seconds.
+var DefaultLimits = Limits{
+	BackoffMin: time.Second,
+	BackoffMax: 30 * time.Second,
+	Stable:     time.Minute,
+	Drain:      30 * time.Second,
+	Silence:    20 * time.Second,
+}
+
+// Verb is what to do.
+type Verb string
+
+// The verbs.
+const (
+	Start  Verb = "start"  // a process for Gpulet; a child of that id that exited is replaced
+	Assign Verb = "assign" // tell the child to serve Gpulet, which may still hold models of the last plan
+	Drain  Verb = "drain"  // tell the child to finish and exit
+	Kill   Verb = "kill"   // end the process at once
+	Forget Verb = "forget" // the child exited and is not wanted any more
+	Wait   Verb = "wait"   // nothing now; look again at Until
+)
+
+// Action is one thing to do, with the reason for people.
+type Action struct {
+	Verb   Verb
+	ID     string
+	Gpulet plan.Gpulet // of Start and Assign
+	Until  time.Time   // of Wait
+	Reason string
+}
+
+// Next returns what to do now, by gpu-let id. Doing it and calling Next again leads to the plan.
+func Next(now time.Time, want Desired, children []Child, lim Limits) []Action {
+	d := decision{now: now, want: want, lim: lim, wanted: map[string]plan.Gpulet{}, byID: map[string]Child{}}
+	for _, g := range want.Gpulets {
+		d.wanted[g.ID] = g
+	}
+	for _, c := range children {
+		d.byID[c.ID] = c
+	}
+	for _, g := range want.Gpulets {
+		if _, ok := d.byID[g.ID]; !ok {
+			d.do(Action{Verb: Start, ID: g.ID, Gpulet: g, Reason: "new in the plan"})
+		}
+	}
+	settled := d.settled()
+	for _, c := range children {
+		d.child(c, settled)
+	}
+	slices.SortStableFunc(d.actions, func(a, b Action) int { return strings.Compare(a.ID, b.ID) })
+	return d.actions
+}
+
+type decision struct {
+	now     time.Time
+	want    Desired
+	lim     Limits
+	wanted  map[string]plan.Gpulet
+	byID    map[string]Child
+	actions []Action
+}
+
+func (d *decision) do(a Action) { d.actions = append(d.actions, a) }
+
+func (d *decision) wait(c Child, until time.Time, reason string) {
+	d.do(Action{Verb: Wait, ID: c.ID, Until: until, Reason: reason})
+}
+
+// settled reports whether everything the plan wants is ready or has failed, so that nothing is
+// gained by keeping the old gpu-lets.
+func (d *decision) settled() bool {
+	for _, g := range d.want.Gpulets {
+		c, ok := d.byID[g.ID]
+		switch {
+		case !ok, !c.DrainedAt.IsZero():
+			return false // it has yet to start
+		case !samePlace(c, g):
+			continue // it cannot start before this one has gone
+		case c.Crashes > 1:
+			continue // it has failed, even if it is being tried again
+		case !c.ExitedAt.IsZero():
+			return false // it restarts at once
+		case c.Revision != d.want.Revision || c.State != plan.Ready && c.State != plan.Failed:
+			return false
+		}
+	}
+	return true
+}
+
+func samePlace(c Child, g plan.Gpulet) bool { return c.GPU == g.GPU && c.Share == g.Share }
+
+func (d *decision) child(c Child, settled bool) {
+	g, wanted := d.wanted[c.ID]
+	wanted = wanted && samePlace(c, g)
+	switch {
+	case !c.ExitedAt.IsZero():
+		d.exited(c)
+	case !c.KilledAt.IsZero():
+		// It will exit.
+	case !c.DrainedAt.IsZero():
+		d.draining(c)
+	case d.now.Sub(c.Heard) >= d.lim.Silence:
+		d.do(Action{Verb: Kill, ID: c.ID, Reason: "says nothing"})
+	case !wanted && settled:
+		d.do(Action{Verb: Drain, ID: c.ID, Reason: "not in the plan"})
+	case !wanted:
+		d.wait(c, c.Heard.Add(d.lim.Silence), "not in the plan, but the new gpu-lets are not ready")
+	case c.Assigned != d.want.Revision:
+		d.assign(c, g, settled)
+	case settled && len(dropped(c.Models, g.Models)) > 0:
+		d.do(Action{Verb: Assign, ID: c.ID, Gpulet: g, Reason: "old models are served elsewhere"})
+	default:
+		d.wait(c, c.Heard.Add(d.lim.Silence), "as planned")
+	}
+}
+
+// assign keeps the models that go until the others are in place.
+func (d *decision) assign(c Child, g plan.Gpulet, settled bool) {
+	a := Action{Verb: Assign, ID: c.ID, Gpulet: g, Reason: "new revision"}
+	if old := dropped(c.Models, g.Models); len(old) > 0 && !settled {
+		a.Gpulet.Models = append(slices.Clone(g.Models), old...)
+		a.Reason = "new revision, old models kept until others serve them"
+	}
+	d.do(a)
+}
+
+// dropped returns the assignments of models that are in old and not in new.
+func dropped(old, new []plan.Assignment) (gone []plan.Assignment) {
+	for _, a := range old {
+		if !slices.ContainsFunc(new, func(b plan.Assignment) bool { return b.Model == a.Model }) {
+			gone = append(gone, a)
+		}
+	}
+	return gone
+}
+
+// exited restarts a child that the plan still wants, be it at another place.
+func (d *decision) exited(c Child) {
+	g, wanted := d.wanted[c.ID]
+	if !wanted {
+		d.do(Action{Verb: Forget, ID: c.ID, Reason: "not in the plan"})
+		return
+	}
+	if again := c.ExitedAt.Add(d.lim.backoff(c.Crashes)); d.now.Before(again) {
+		d.wait(c, again, "backing off after a crash")
+		return
+	}
+	d.do(Action{Verb: Start, ID: c.ID, Gpulet: g, Reason: "exited"})
+}
+
+func (d *decision) draining(c Child) {
+	if end := c.DrainedAt.Add(d.lim.Drain); d.now.Before(end) {
+		d.wait(c, end, "draining")
+		return
+	}
+	d.do(Action{Verb: Kill, ID: c.ID, Reason: "did not drain in time"})
+}
+
+func (l Limits) backoff(crashes int) time.Duration {
+	if crashes <= 1 {
+		return 0
+	}
+	wait := l.BackoffMin
+	for range crashes - 2 {
+		if wait >= l.BackoffMax {
+			break
+		}
+		wait *= 2
+	}
+	return min(wait, l.BackoffMax)
+}
+
+// Exit notes that the process ended. Only an exit that nobody asked for is a crash.
+func (c *Child) Exit(now time.Time, lim Limits) {
+	c.ExitedAt = now
+	switch stable := !c.ReadyAt.IsZero() && now.Sub(c.ReadyAt) >= lim.Stable; {
+	case !c.DrainedAt.IsZero():
+		c.Crashes = 0
+	case stable:
+		c.Crashes = 1
+	default:
+		c.Crashes++
+	}
+}
+
+// Hear notes a report.
+func (c *Child) Hear(now time.Time, state plan.GpuletState, revision uint64) {
+	c.Heard, c.State, c.Revision = now, state, revision
+	switch {
+	case state != plan.Ready:
+		c.ReadyAt = time.Time{}
+	case c.ReadyAt.IsZero():
+		c.ReadyAt = now
+	}
+}
+
+// Wake is when Next should be called again if nothing happens before; zero: never.
+func Wake(actions []Action) time.Time {
+	var wake time.Time
+	for _, a := range actions {
+		if a.Verb == Wait && (wake.IsZero() || a.Until.Before(wake)) {
+			wake = a.Until
+		}
+	}
+	return wake
+}

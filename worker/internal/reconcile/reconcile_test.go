@@ -1,0 +1,360 @@
+package reconcile_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/worker/internal/reconcile"
+)
+
+var (
+	rewrite = flag.Bool("rewrite", false, "rewrite the expected parts of testdata")
+	epoch   = time.Unix(1000, 0)
+)
+
+// TestCases runs testdata/*.txt: blocks of commands, a line "----" and the actions they lead to.
+// Actions are carried out on the children as an agent would.
+//
+//	plan REV ID=model,model ...    the plan's gpu-lets (share 50; ID@20=... has share 20)
+//	at 3s                          sets the clock
+//	ready ID... | failed ID...     the child reports so, serving what it was last told
+//	alive ID...                    the child repeats its last report
+//	exit ID...                     the process ends
+//	next                           prints and does what is decided
+func TestCases(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := runCase(t, string(data))
+			if *rewrite {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if diff := cmp.Diff(string(data), got); diff != "" && !*rewrite {
+				t.Errorf("-want +got (rewrite with go test -rewrite):\n%s", diff)
+			}
+		})
+	}
+}
+
+func runCase(t *testing.T, text string) string {
+	var out strings.Builder
+	h := &host{now: epoch, lim: reconcile.DefaultLimits}
+	for _, block := range strings.Split(strings.TrimRight(text, "\n"), "\n\n") {
+		if out.Len() > 0 {
+			out.WriteString("\n")
+		}
+		input, _, _ := strings.Cut(block, "----")
+		input = strings.TrimRight(input, "\n")
+		fmt.Fprintf(&out, "%s\n----\n", input)
+		for _, line := range strings.Split(input, "\n") {
+			if f := strings.Fields(line); !strings.HasPrefix(line, "#") {
+				h.run(t, &out, f[0], f[1:])
+			}
+		}
+	}
+	return out.String()
+}
+
+// host is an agent without processes.
+type host struct {
+	now      time.Time
+	lim      reconcile.Limits
+	want     reconcile.Desired
+	children []reconcile.Child
+}
+
+func (h *host) run(t *testing.T, out *strings.Builder, cmd string, args []string) {
+	switch cmd {
+	case "at":
+		d, err := time.ParseDuration(args[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.now = epoch.Add(d)
+	case "plan":
+		h.plan(t, args)
+	case "ready", "failed", "alive", "exit":
+		for _, id := range args {
+			i := h.index(id)
+			if i < 0 {
+				t.Fatalf("no child %q", id)
+			}
+			h.event(cmd, &h.children[i])
+		}
+	case "next":
+		actions := reconcile.Next(h.now, h.want, h.children, h.lim)
+		for _, a := range actions {
+			out.WriteString(describe(a))
+		}
+		for _, a := range actions {
+			h.do(a)
+		}
+	default:
+		t.Fatalf("unknown command %q", cmd)
+	}
+}
+
+func (h *host) plan(t *testing.T, args []string) {
+	rev, err := strconv.ParseUint(args[0], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.want = reconcile.Desired{Revision: rev}
+	for _, arg := range args[1:] {
+		place, models, _ := strings.Cut(arg, "=")
+		id, share, ok := strings.Cut(place, "@")
+		g := plan.Gpulet{ID: id, Share: 50}
+		if ok {
+			if g.Share, err = strconv.Atoi(share); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, m := range strings.Split(models, ",") {
+			g.Models = append(g.Models, plan.Assignment{Model: m, Batch: 1})
+		}
+		h.want.Gpulets = append(h.want.Gpulets, g)
+	}
+}
+
+func (h *host) event(what string, c *reconcile.Child) {
+	switch what {
+	case "ready":
+		c.Hear(h.now, plan.Ready, c.Assigned)
+	case "failed":
+		c.Hear(h.now, plan.Failed, c.Assigned)
+	case "alive":
+		c.Hear(h.now, c.State, c.Revision)
+	case "exit":
+		c.Exit(h.now, h.lim)
+	}
+}
+
+func (h *host) index(id string) int {
+	return slices.IndexFunc(h.children, func(c reconcile.Child) bool { return c.ID == id })
+}
+
+// do is what an agent does, without a process.
+func (h *host) do(a reconcile.Action) {
+	i := h.index(a.ID)
+	switch a.Verb {
+	case reconcile.Start:
+		crashes := 0
+		if i >= 0 {
+			crashes = h.children[i].Crashes
+			h.children = slices.Delete(h.children, i, i+1)
+		}
+		h.children = append(h.children, reconcile.Child{
+			ID: a.ID, GPU: a.Gpulet.GPU, Share: a.Gpulet.Share, State: plan.Starting, Heard: h.now,
+			Assigned: h.want.Revision, Models: a.Gpulet.Models, Crashes: crashes,
+		})
+	case reconcile.Assign:
+		h.children[i].Assigned, h.children[i].Models = h.want.Revision, a.Gpulet.Models
+	case reconcile.Drain:
+		h.children[i].DrainedAt = h.now
+	case reconcile.Kill:
+		h.children[i].KilledAt = h.now
+	case reconcile.Forget:
+		h.children = slices.Delete(h.children, i, i+1)
+	}
+}
+
+func describe(a reconcile.Action) string {
+	line := string(a.Verb) + " " + a.ID
+	for i, m := range a.Gpulet.Models {
+		if i == 0 {
+			line += fmt.Sprintf(" share=%d", a.Gpulet.Share)
+		}
+		line += " " + m.Model
+	}
+	if !a.Until.IsZero() {
+		line += fmt.Sprintf(" until %v", a.Until.Sub(epoch))
+	}
+	return line + ": " + a.Reason + "\n"
+}
+
+// TestReachesThePlan: whatever happened before, once processes behave, the host runs exactly what
+// the plan says, each gpu-let with exactly its models.
+func TestReachesThePlan(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := &host{now: epoch, lim: reconcile.DefaultLimits}
+		rev := uint64(0)
+		t.Repeat(map[string]func(*rapid.T){
+			"plan": func(t *rapid.T) {
+				rev++
+				h.want = drawPlan(t, rev)
+			},
+			"time": func(t *rapid.T) {
+				h.now = h.now.Add(time.Duration(rapid.IntRange(0, 30_000).Draw(t, "ms")) * time.Millisecond)
+			},
+			"event": func(t *rapid.T) {
+				if len(h.children) > 0 {
+					i := rapid.IntRange(0, len(h.children)-1).Draw(t, "child")
+					if h.children[i].ExitedAt.IsZero() {
+						h.event(rapid.SampledFrom([]string{"ready", "failed", "alive", "exit"}).Draw(t, "event"), &h.children[i])
+					}
+				}
+			},
+			"next": func(*rapid.T) { h.step() },
+		})
+		for range 20 { // every behaviour below takes a bounded number of steps
+			h.behave()
+			h.step()
+		}
+		if diff := cmp.Diff(planned(h.want), h.runs()); diff != "" {
+			t.Fatalf("-plan +host:\n%s", diff)
+		}
+	})
+}
+
+// TestServesThroughout: while processes behave, a model that the old and the new plan serve is
+// ready on some gpu-let at every moment in between.
+func TestServesThroughout(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := &host{now: epoch, lim: reconcile.DefaultLimits}
+		h.want = placed(drawPlan(t, 1))
+		for range 10 {
+			h.behave()
+			h.step()
+		}
+		before := h.ready()
+		h.want = placed(drawPlan(t, 2))
+		after := map[string]bool{}
+		for _, g := range h.want.Gpulets {
+			for _, a := range g.Models {
+				after[a.Model] = true
+			}
+		}
+		for range 10 {
+			h.step()
+			for model := range before {
+				if after[model] && !h.ready()[model] {
+					t.Fatalf("nobody serves %s while plan 2 comes: %v", model, h.runs())
+				}
+			}
+			h.behave()
+		}
+		if diff := cmp.Diff(planned(h.want), h.runs()); diff != "" {
+			t.Fatalf("-plan +host:\n%s", diff)
+		}
+	})
+}
+
+func TestSameInputSameActions(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := &host{now: epoch, lim: reconcile.DefaultLimits}
+		h.want = drawPlan(t, 1)
+		h.step()
+		h.want = drawPlan(t, 2)
+		once := reconcile.Next(h.now, h.want, h.children, h.lim)
+		slices.Reverse(h.children)
+		again := reconcile.Next(h.now, h.want, h.children, h.lim)
+		if diff := cmp.Diff(once, again); diff != "" {
+			t.Fatal(diff)
+		}
+	})
+}
+
+func drawPlan(t *rapid.T, rev uint64) reconcile.Desired {
+	want := reconcile.Desired{Revision: rev}
+	for _, id := range []string{"a", "b", "c", "d"} {
+		if !rapid.Bool().Draw(t, id) {
+			continue
+		}
+		g := plan.Gpulet{ID: id, Share: rapid.SampledFrom([]int{20, 50}).Draw(t, "share")}
+		for _, m := range []string{"m1", "m2", "m3"} {
+			if rapid.Bool().Draw(t, m) {
+				g.Models = append(g.Models, plan.Assignment{Model: m, Batch: 1})
+			}
+		}
+		want.Gpulets = append(want.Gpulets, g)
+	}
+	return want
+}
+
+// placed gives gpu-lets of another share another id, as planners do.
+func placed(want reconcile.Desired) reconcile.Desired {
+	for i, g := range want.Gpulets {
+		want.Gpulets[i].ID = fmt.Sprint(g.ID, g.Share)
+	}
+	return want
+}
+
+func (h *host) step() {
+	for _, a := range reconcile.Next(h.now, h.want, h.children, h.lim) {
+		h.do(a)
+	}
+}
+
+// behave lets every process do what it was told, and enough time pass for any wait.
+func (h *host) behave() {
+	h.now = h.now.Add(h.lim.Silence - time.Second)
+	for i := range h.children {
+		c := &h.children[i]
+		switch {
+		case !c.ExitedAt.IsZero():
+			c.ExitedAt = c.ExitedAt.Add(-h.lim.BackoffMax)
+		case !c.KilledAt.IsZero() || !c.DrainedAt.IsZero():
+			h.event("exit", c)
+		default:
+			h.event("ready", c)
+		}
+	}
+}
+
+func planned(want reconcile.Desired) map[string][]string {
+	m := map[string][]string{}
+	for _, g := range want.Gpulets {
+		m[fmt.Sprint(g.ID, "@", g.Share)] = names(g.Models)
+	}
+	return m
+}
+
+func (h *host) runs() map[string][]string {
+	m := map[string][]string{}
+	for _, c := range h.children {
+		m[fmt.Sprint(c.ID, "@", c.Share)] = names(c.Models)
+	}
+	return m
+}
+
+// ready lists the models of gpu-lets that serve them now. One that has just been told more still
+// serves what it served.
+func (h *host) ready() map[string]bool {
+	m := map[string]bool{}
+	for _, c := range h.children {
+		if c.State == plan.Ready && c.DrainedAt.IsZero() && c.ExitedAt.IsZero() {
+			for _, a := range c.Models {
+				m[a.Model] = m[a.Model] || c.Revision == c.Assigned || c.Revision == 1
+			}
+		}
+	}
+	return m
+}
+
+func names(as []plan.Assignment) []string {
+	list := []string{}
+	for _, a := range as {
+		list = append(list, a.Model)
+	}
+	return list
+}
