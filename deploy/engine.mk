@@ -1,0 +1,40 @@
+# The engines: shared libraries that the worker opens at run time.
+#   build/lib/libgpulet_torch.so  LibTorch (Debian: libtorch-dev libopenblas0-serial). Without
+#                                 OpenBLAS, LibTorch falls back to a reference BLAS, 10x slower.
+#   build/lib/libgpulet_ref.so    the reference engine, plain C
+# On a GPU host use scripts/gpu/build_engine.sh, which builds against PyTorch's own LibTorch.
+
+ENGINE_DIR   := worker/engine
+ENGINE_OBJ   := build/engine
+ENGINE_SRC   := $(sort $(wildcard $(ENGINE_DIR)/torch/*.cc))
+ENGINE_OBJS  := $(ENGINE_SRC:$(ENGINE_DIR)/torch/%.cc=$(ENGINE_OBJ)/%.o)
+ENGINE_LINK  := -shared -Wl,--version-script=$(ENGINE_DIR)/exports.map -Wl,-z,defs
+
+CXX          ?= g++
+CC           ?= cc
+TORCH_INC    ?= -isystem /usr/include/torch/csrc/api/include
+TORCH_LIBS   ?= -ltorch_cpu -lc10
+ENGINE_CXX   := -std=c++20 -O2 -fPIC -fvisibility=hidden -Wall -Wextra
+ENGINE_C     := -std=gnu11 -O2 -fPIC -fvisibility=hidden -Wall -Wextra -Wconversion
+
+##@ Engine
+.PHONY: engine engine-ref engine-sanitize
+engine: build/lib/libgpulet_torch.so build/lib/libgpulet_ref.so ## the engines, into build/lib/ (needs libtorch-dev, libopenblas0-serial, g++)
+
+engine-ref: build/lib/libgpulet_ref.so ## the reference engine only: needs a C compiler, no LibTorch
+
+build/lib/libgpulet_torch.so: $(ENGINE_OBJS) $(ENGINE_DIR)/exports.map
+	@mkdir -p $(@D)
+	$(CXX) $(ENGINE_LINK) -o $@ $(ENGINE_OBJS) $(TORCH_LIBS) -ldl
+
+$(ENGINE_OBJ)/%.o: $(ENGINE_DIR)/torch/%.cc
+	@mkdir -p $(@D)
+	@echo 'int main(){}' | $(CXX) $(TORCH_INC) -include torch/version.h -x c++ -o /dev/null - 2>/dev/null || \
+	{ echo "LibTorch is missing: apt-get install libtorch-dev libopenblas0-serial g++" >&2; exit 1; }
+	$(CXX) $(ENGINE_CXX) $(TORCH_INC) -I$(ENGINE_DIR)/include -MMD -MP -c -o $@ $<
+
+build/lib/libgpulet_ref.so: $(ENGINE_DIR)/ref/ref.c $(ENGINE_DIR)/include/engine.h $(ENGINE_DIR)/exports.map
+	@mkdir -p $(@D)
+	$(CC) $(ENGINE_C) $(ENGINE_LINK) -I$(ENGINE_DIR)/include -o $@ $< -lm
+
+-include $(ENGINE_OBJS:.o=.d)

@@ -1,0 +1,67 @@
+#include "settings.h"
+
+#include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/version.h>
+
+#include <atomic>
+#include <exception>
+
+namespace gle {
+namespace {
+
+std::atomic<bool> jit_profiling{false};
+std::atomic<int> intra_threads{0};
+
+// Without it a model's warnings repeat with every batch on stderr.
+struct QuietWarnings : c10::WarningHandler {
+#if TORCH_VERSION_MAJOR >= 2
+  void process(const c10::Warning&) override {}
+  void install() {
+    c10::WarningUtils::set_warning_handler(this);
+  }
+#else
+  void process(const c10::SourceLocation&, const std::string&, const bool) override {}
+  void install() {
+    c10::Warning::set_warning_handler(this);
+  }
+#endif
+};
+QuietWarnings quiet_warnings;
+
+}  // namespace
+
+void configure(const gle_config& config) {
+  intra_threads = config.intra_threads;
+  jit_profiling = config.jit_profiling == 1;
+  if (config.inter_threads > 0) {
+    try {
+      at::set_num_interop_threads(config.inter_threads);
+    } catch (const std::exception&) {
+      // LibTorch allows it once per process, and only before its pool exists: keep what is.
+    }
+  }
+  enter_thread();
+}
+
+void enter_thread() {
+  quiet_warnings.install();
+  torch::jit::setGraphExecutorOptimize(jit_profiling);
+  thread_local int threads_set = 0;
+  const int want = intra_threads;
+  if (want > 0 && threads_set != want) {
+    at::set_num_threads(want);
+    threads_set = want;
+  }
+}
+
+OptimizingScope::OptimizingScope() {
+  torch::jit::setGraphExecutorOptimize(true);
+}
+
+OptimizingScope::~OptimizingScope() {
+  torch::jit::setGraphExecutorOptimize(jit_profiling);
+}
+
+}  // namespace gle
