@@ -119,3 +119,22 @@ func (in *Input) Slowdown(gpuType string, self Load, neighbours [][]Load) float6
 	}
 	return 1
 }
+
+// Pressure is an interference model in which neighbours act through one number: each load emits
+// pressure, pressures of neighbours add up, and the slowdown of a load is linear in their sum.
+// Packers evaluate such models far faster than through Slowdown; both must agree:
+//
+//	Slowdown(t, self, n) = max(1, Base(self) + Gain(self) x sum over i of max over l in n[i] of Emit(l))
+type Pressure interface {
+	Interference
+	// Couplings returns the coupling of batches 1..maxBatch of a model on a share. Emit and Gain
+	// are never negative.
+	Couplings(gpuType, model string, share, maxBatch int) []Coupling
+}
+
+// Coupling is how one load acts on its neighbours and how it suffers from them.
+type Coupling struct {
+	Emit float64 // pressure on every neighbour
+	Base float64 // slowdown beside a neighbour without pressure
+	Gain float64 // slowdown per unit of the neighbours' pressure
+}

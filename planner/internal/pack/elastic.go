@@ -1,0 +1,203 @@
+package pack
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/gpulet/gpulet/planner/internal/problem"
+)
+
+func init() { algorithms["elastic"] = Elastic }
+
+// Elastic is the elastic partitioning of Choi et al., "Serving Heterogeneous Machine Learning
+// Models on Multi-GPU Servers with Spatio-Temporal Sharing", USENIX ATC 2022, Algorithm 1. For one
+// model after the other it takes the smaller of the most efficient share (the knee of the rate over
+// the share) and the share that the rest of the rate needs, puts it where it fits best, splitting
+// a GPU when it has to, and shares a gpu-let in time when there is no room left. It starts with
+// few GPUs and adds one until everything fits.
+//
+// Unlike the prototype it accepts nothing that breaks an SLO: each placement is settled with its
+// neighbours. Options.Original reproduces the prototype instead.
+func Elastic(in problem.Input, opt Options) Result {
+	if opt.Original {
+		return originalElastic(in, opt)
+	}
+	e := newEnv(&in)
+	return e.elastic("elastic", elasticRules{})
+}
+
+// elasticRules vary elastic partitioning.
+type elasticRules struct {
+	noTemporal bool // never put two models into one gpu-let
+	wholeFit   bool // take the smallest share that carries the whole rest, not the knee
+}
+
+// elastic adds GPUs until everything fits, and otherwise keeps what serves most.
+func (e *env) elastic(name string, rules elasticRules) Result {
+	order := e.byDemand()
+	var best *state
+	for n := e.fewest(); ; n += max(1, n/64) {
+		n = min(n, len(e.gpus))
+		s := newState(e)
+		for _, m := range order {
+			s.elasticPlace(m, n, rules)
+		}
+		if best == nil || s.goodput() > best.goodput() {
+			best = s
+		}
+		if s.complete() || n == len(e.gpus) {
+			break
+		}
+	}
+	return best.result(name)
+}
+
+// byDemand orders models as the prototype does, by rate x SLO, the largest first.
+func (e *env) byDemand() []int {
+	order := make([]int, len(e.models))
+	for m := range order {
+		order[m] = m
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		x, y := &e.models[a], &e.models[b]
+		return cmp.Or(cmp.Compare(y.rate*y.slo, x.rate*x.slo), cmp.Compare(x.name, y.name))
+	})
+	return order
+}
+
+// fewest bounds from below how many GPUs are needed: each model at its most efficient share, alone.
+func (e *env) fewest() int {
+	need := 0.0
+	for m := range e.models {
+		cost := 0.0
+		for c := range e.classes {
+			for si, share := range e.classes[c].shares {
+				if rate, _ := e.best(c, m, si, 0, false); rate > 0 {
+					if v := float64(share) / 100 / rate; cost == 0 || v < cost {
+						cost = v
+					}
+				}
+			}
+		}
+		need += cost * e.models[m].rate
+	}
+	return max(1, min(int(need), len(e.gpus)))
+}
+
+// goodput is the served rate by worth.
+func (s *state) goodput() float64 {
+	v := 0.0
+	for m, r := range s.served {
+		v += s.env.models[m].worth * min(r, s.env.models[m].rate)
+	}
+	return v
+}
+
+// elasticPlace places model m on the first n devices, as much of it as fits.
+func (s *state) elasticPlace(m, n int, rules elasticRules) {
+	for s.missing(m) > 0 {
+		if !s.elasticSpatial(m, n, rules) && (rules.noTemporal || !s.elasticTemporal(m, n)) {
+			return
+		}
+	}
+}
+
+// elasticSpatial cuts one more gpu-let for m out of the room that it fits best.
+func (s *state) elasticSpatial(m, n int, rules elasticRules) bool {
+	e := s.env
+	type room struct{ gpu, free, si int }
+	var rooms []room
+	for g := 0; g < n; g++ {
+		c := e.gpus[g].class
+		si := e.idealShare(c, m, s.missing(m), rules)
+		if si < 0 {
+			continue
+		}
+		if free := 100 - e.shareSum(c, s.gpus[g]); free >= e.classes[c].shares[si] {
+			rooms = append(rooms, room{g, free, si})
+		}
+	}
+	slices.SortStableFunc(rooms, func(a, b room) int { return cmp.Compare(a.free, b.free) })
+	for _, r := range rooms {
+		c := e.gpus[r.gpu].class
+		parts := append(clone(s.gpus[r.gpu]), part{r.si, []slot{{m: m}}})
+		want, _ := e.best(c, m, r.si, 0, false)
+		want = min(want, s.missing(m))
+		if e.grow(c, parts, len(parts)-1, 0, want, want/2) > 0 {
+			s.set(r.gpu, parts)
+			return true
+		}
+	}
+	return false
+}
+
+// elasticTemporal lets m share a gpu-let in time.
+func (s *state) elasticTemporal(m, n int) bool {
+	e := s.env
+	for g := 0; g < n; g++ {
+		c := e.gpus[g].class
+		for i := range s.gpus[g] {
+			if slices.ContainsFunc(s.gpus[g][i].slots, func(sl slot) bool { return sl.m == m }) {
+				continue
+			}
+			parts := clone(s.gpus[g])
+			parts[i].slots = append(parts[i].slots, slot{m: m})
+			want := s.missing(m)
+			if e.grow(c, parts, i, len(parts[i].slots)-1, want, want/8) > 0 {
+				s.set(g, parts)
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (e *env) shareSum(c int, parts []part) int {
+	sum := 0
+	for i := range parts {
+		sum += e.classes[c].shares[parts[i].si]
+	}
+	return sum
+}
+
+// idealShare is min(p_eff, p_req) as an index into the class's shares, -1 when no share serves m.
+func (e *env) idealShare(c, m int, rate float64, rules elasticRules) int {
+	required := -1
+	for si := range e.classes[c].shares {
+		v, _ := e.best(c, m, si, 0, false)
+		if v <= 0 {
+			continue
+		}
+		required = si
+		if v >= rate {
+			break
+		}
+	}
+	if required < 0 || rules.wholeFit {
+		return required
+	}
+	return min(required, e.knee(c, m))
+}
+
+// kneeGain is the least relative gain in rate for which a larger share may be the knee.
+const kneeGain = 1.05
+
+// knee is the share after the steepest rise of the rate over the share, as an index: what the
+// paper calls the most efficient partition.
+func (e *env) knee(c, m int) int {
+	knee, steepest := -1, 0.0
+	last, lastShare := 0.0, 0
+	for si, share := range e.classes[c].shares {
+		rate, _ := e.best(c, m, si, 0, false)
+		if rate <= 0 {
+			continue
+		}
+		if knee < 0 {
+			knee = si
+		} else if rise := (rate - last) / float64(share-lastShare); rate >= last*kneeGain && rise > steepest {
+			knee, steepest = si, rise
+		}
+		last, lastShare = rate, share
+	}
+	return knee
+}
