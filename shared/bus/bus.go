@@ -2,15 +2,17 @@
 // and the documents that planner and workers share.
 //
 // It is the only package besides shared/embedded that knows NATS. Every name on the bus is in
-// names.go. It decides nothing: when to pull, what to reply and which plan to publish is its
-// callers' business. Delivery is at least once.
+// names.go, every permission in permissions.go. It decides nothing: when to pull, what to reply
+// and which plan to publish is its callers' business. Delivery is at least once.
 package bus
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -35,65 +37,104 @@ var (
 	ErrClosed = errors.New("closed")
 )
 
-// Role is what a connection may do; each role has its own NKey.
-type Role string
-
-// The roles. A frontend is a client that also reads the documents.
-const (
-	RoleClient   Role = "client"
-	RoleWorker   Role = "worker"
-	RolePlanner  Role = "planner"
-	RoleFrontend Role = "frontend"
-)
-
-// Roles lists all roles.
-func Roles() []Role { return []Role{RoleClient, RoleWorker, RolePlanner, RoleFrontend} }
-
-// Config is how to reach the bus. Embed it in a service's Config.
-type Config struct {
-	// URL lists the servers, comma separated. Empty: nats://127.0.0.1:4222.
-	URL string `env:"NATS_URL" usage:"NATS servers, comma separated (default nats://127.0.0.1:4222)"`
-	// NKey is a file with the seed of an NKey. Empty: <StateDir>/keys/<role>.nk where that exists,
-	// else no authentication.
-	NKey string `env:"NATS_NKEY" usage:"file with the NKey seed to log in with (default <state-dir>/keys/<role>.nk where it exists)"`
-	// InboxPrefix is where replies to this connection go. Empty: the role's own (see InboxPrefix).
-	InboxPrefix string `env:"NATS_INBOX_PREFIX" usage:"subject prefix of this program's inboxes (default _INBOX_<role>)"`
-	// StateDir holds keys and other local state.
-	StateDir string `env:"STATE_DIR" envDefault:".gpulet" usage:"folder for keys and local state"`
-}
+// apiTimeout bounds every request to JetStream whose context has no earlier deadline.
+const apiTimeout = 5 * time.Second
 
 // Bus is one connection. It is safe for concurrent use.
 type Bus struct {
-	nc   *nats.Conn
-	js   jetstream.JetStream
-	log  *slog.Logger
-	role Role
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	log    *slog.Logger
+	role   Role
+	inbox  string // what this connection's inboxes start with
+	acks   *acks
+	closed chan struct{} // closed once the connection is
 
 	mu        sync.Mutex // guards the fields below
-	reconnect []func()
+	reconnect map[int]func()
+	nextHook  int
+	buckets   map[string]jetstream.KeyValue
 }
 
-// Connect connects as role; name is shown to operators. Until ctx ends it retries with back-off,
-// logging each failure with the URL, the reason and the next delay. Settings that can never work
-// (an unreadable NKey file) fail at once.
-func Connect(ctx context.Context, cfg Config, role Role, name string, log *slog.Logger) (*Bus, error) {
-	return nil, errors.ErrUnsupported
+// Close closes the connection and fails what waits for an acknowledgement; nothing that was
+// fetched is acknowledged. It may be called more than once.
+func (b *Bus) Close() {
+	b.nc.Close()
+	<-b.closed
+	b.acks.fail(fmt.Errorf("%w: the connection was closed", ErrUnavailable))
 }
 
-// Close closes the connection; nothing that was held is acknowledged.
-func (b *Bus) Close() {}
-
-// Drain flushes what was published, ends all subscriptions and closes, waiting until ctx ends.
-func (b *Bus) Drain(ctx context.Context) error { return errors.ErrUnsupported }
+// Drain ends all subscriptions, lets their handlers finish, sends what was published and closes.
+// When ctx ends first it closes at once and returns ctx's error.
+func (b *Bus) Drain(ctx context.Context) error {
+	defer b.Close()
+	if err := b.nc.Drain(); err != nil {
+		return fmt.Errorf("drain: %w", err)
+	}
+	select {
+	case <-b.closed:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("drain: %w", ctx.Err())
+	}
+}
 
 // Connected reports whether the server can be reached right now.
-func (b *Bus) Connected() bool { return false }
+func (b *Bus) Connected() bool { return b.nc.IsConnected() }
 
 // OnReconnect registers a function to call after every re-established connection. It must not block.
-func (b *Bus) OnReconnect(f func()) {}
+func (b *Bus) OnReconnect(f func()) { b.hook(f) }
 
-// Flush waits until the server has taken everything published so far.
-func (b *Bus) Flush() error { return errors.ErrUnsupported }
+// hook is OnReconnect that can be undone.
+func (b *Bus) hook(f func()) (unhook func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	id := b.nextHook
+	b.nextHook++
+	b.reconnect[id] = f
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.reconnect, id)
+	}
+}
+
+func (b *Bus) reconnected() {
+	b.mu.Lock()
+	hooks := make([]func(), 0, len(b.reconnect))
+	for _, f := range b.reconnect {
+		hooks = append(hooks, f)
+	}
+	b.mu.Unlock()
+	for _, f := range hooks {
+		f()
+	}
+}
+
+// Flush waits, at most 5 s, until the server has taken everything published so far. What was
+// published is sent without it too; Flush is for knowing.
+func (b *Bus) Flush() error {
+	if err := b.nc.FlushTimeout(apiTimeout); err != nil {
+		return fmt.Errorf("flush: %w", unavailable(err))
+	}
+	return nil
+}
 
 // MaxPayload is the largest message in bytes, headers included, that the server takes.
-func (b *Bus) MaxPayload() int64 { return 0 }
+func (b *Bus) MaxPayload() int64 { return b.nc.MaxPayload() }
+
+// unavailable says of an error of the client library what callers branch on.
+func unavailable(err error) error {
+	switch {
+	case err == nil, errors.Is(err, ErrUnavailable):
+		return err
+	case errors.Is(err, context.Canceled):
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// apiContext bounds ctx for one exchange with the server.
+func apiContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, apiTimeout)
+}

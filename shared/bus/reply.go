@@ -2,32 +2,157 @@ package bus
 
 import (
 	"context"
-	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/gpulet/gpulet/shared/wire"
 )
 
 // Reply sends an answer to a request's Gpulet-Reply-To. It does not wait; an address outside the
-// inboxes is an error, and so is a reply that is too large (ErrTooLarge).
+// inboxes is an error, and so is a reply that is too large (ErrTooLarge). During a reconnect up
+// to 8 MiB of replies are kept and sent afterwards.
 func (b *Bus) Reply(to string, header map[string]string, body []byte) error {
-	return errors.ErrUnsupported
+	if !isInbox(to) {
+		return fmt.Errorf("reply address %q: expected an inbox such as %s.xyz", to, InboxPrefix(RoleClient))
+	}
+	msg, err := newMsg(to, header, body, b.nc.MaxPayload())
+	if err != nil {
+		return err
+	}
+	if err := b.nc.PublishMsg(msg); err != nil {
+		return fmt.Errorf("reply to %s: %w", to, unavailable(err))
+	}
+	return nil
 }
 
 // StoreResult stores an answer for 15 minutes under result.<model>.<request id> and waits for the
-// acknowledgement, at most 5 s.
+// acknowledgement, at most 5 s. A second result of the same request replaces the first.
 func (b *Bus) StoreResult(model, requestID string, header map[string]string, body []byte) error {
-	return errors.ErrUnsupported
+	if err := checkResult(model, requestID); err != nil {
+		return err
+	}
+	msg, err := newMsg(ResultSubject(model, requestID), header, body, b.nc.MaxPayload())
+	if err != nil {
+		return err
+	}
+	ctx, cancel := apiContext(context.Background())
+	defer cancel()
+	if _, err := b.store(ctx, msg); err != nil {
+		return fmt.Errorf("store result %s of %s: %w", requestID, model, err)
+	}
+	return nil
+}
+
+func checkResult(model, requestID string) error {
+	if err := CheckModel(model); err != nil {
+		return err
+	}
+	return CheckToken("request id", requestID)
 }
 
 // Result reads a stored answer; ErrNotFound when there is none (yet, or any more).
 func (b *Bus) Result(ctx context.Context, model, requestID string) (Reply, error) {
-	return Reply{}, errors.ErrUnsupported
+	if err := checkResult(model, requestID); err != nil {
+		return Reply{}, err
+	}
+	ctx, cancel := apiContext(ctx)
+	defer cancel()
+	m, err := b.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+StreamResults+"."+ResultSubject(model, requestID), nil)
+	if err != nil {
+		return Reply{}, fmt.Errorf("result %s of %s: %w", requestID, model, unavailable(err))
+	}
+	switch status := m.Header.Get("Status"); status {
+	case "":
+		return Reply{Body: m.Data, get: m.Header.Get}, nil
+	case "404":
+		return Reply{}, fmt.Errorf("result %s of %s: %w", requestID, model, ErrNotFound)
+	default:
+		return Reply{}, fmt.Errorf("result %s of %s: %w: status %s %s", requestID, model, ErrUnavailable,
+			status, m.Header.Get("Description"))
+	}
 }
 
 // DeadLetter keeps a request that nobody will serve, with its headers, the reason and extra
-// headers, in dlq.<model>, and waits for the acknowledgement. Call it before Msg.Term.
+// headers, in dlq.<model>, and waits for the acknowledgement. Call it before Msg.Term. The same
+// request buried twice within two minutes is kept once.
 func (b *Bus) DeadLetter(ctx context.Context, model string, msg *Msg, reason string, extra map[string]string) error {
-	return errors.ErrUnsupported
+	return b.bury(ctx, letter{
+		model: model, subject: msg.Subject, seq: msg.Seq, delivered: msg.Delivered, stored: msg.Stored,
+		header: msg.header, body: msg.Data, reason: reason, extra: extra,
+	})
 }
 
-// BuryDead moves requests that JetStream gave up (too many deliveries) from their queues to the
-// dead letters and answers them with "poisoned", until ctx ends. Planner only.
-func (b *Bus) BuryDead(ctx context.Context) error { return errors.ErrUnsupported }
+type letter struct {
+	model, subject, reason string
+	seq                    uint64
+	delivered              int
+	stored                 time.Time
+	header                 nats.Header
+	extra                  map[string]string
+	body                   []byte
+}
+
+func (b *Bus) bury(ctx context.Context, l letter) error {
+	if err := CheckModel(l.model); err != nil {
+		return err
+	}
+	msg := &nats.Msg{Subject: DLQSubject(l.model), Data: l.body, Header: l.headers()}
+	if err := checkMsg(msg, b.nc.MaxPayload()); err != nil {
+		// A request near the limit has no room for more headers: the reason matters more.
+		msg.Data = nil
+		msg.Header.Set("Gpulet-Body-Dropped", strconv.Itoa(len(l.body)))
+	}
+	ctx, cancel := apiContext(ctx)
+	defer cancel()
+	if _, err := b.store(ctx, msg); err != nil {
+		return fmt.Errorf("dead letter of %s, sequence %d: %w", l.model, l.seq, err)
+	}
+	return nil
+}
+
+func (l letter) headers() nats.Header {
+	h := nats.Header{}
+	for k, v := range l.header {
+		h[k] = v
+	}
+	for k, v := range l.extra {
+		h.Set(k, oneLine(v))
+	}
+	if id := h.Get(nats.MsgIdHdr); id != "" {
+		h.Set(HeaderMsgID, id)
+	}
+	h.Set(HeaderReason, oneLine(l.reason))
+	h.Set(HeaderSubject, l.subject)
+	h.Set(HeaderSequence, strconv.FormatUint(l.seq, 10))
+	h.Set(HeaderDelivered, strconv.Itoa(l.delivered))
+	h.Set(HeaderStored, l.stored.UTC().Format(time.RFC3339Nano))
+	h.Set(nats.MsgIdHdr, fmt.Sprintf("%s.%d.%d", l.model, l.seq, l.stored.UnixNano()))
+	return h
+}
+
+func oneLine(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c < ' ' {
+			b[i] = ' '
+		}
+	}
+	return string(b)
+}
+
+// answer tells a requester that its request ended without an output.
+func (b *Bus) answer(header nats.Header, status wire.Status, model, detail string) error {
+	to := header.Get(wire.HeaderReplyTo)
+	id := header.Get(wire.HeaderRequestID)
+	h, body, err := wire.EncodeReply(header.Get(wire.HeaderType), wire.Reply{RequestID: id, Status: status, Model: model, Detail: detail})
+	if err != nil {
+		return err
+	}
+	if to == "" {
+		return b.StoreResult(model, id, h, body)
+	}
+	return b.Reply(to, h, body)
+}

@@ -1,91 +1,128 @@
 package bus
 
 import (
+	"cmp"
 	"context"
-	"errors"
+	"encoding/json"
+	"fmt"
+	"slices"
 
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
-// GetPlan reads the current plan and the revision to give to PutPlan. Before the first plan it
-// returns a zero plan and revision 0.
-func (b *Bus) GetPlan(ctx context.Context) (plan.Plan, uint64, error) {
-	return plan.Plan{}, 0, errors.ErrUnsupported
-}
-
-// PutPlan publishes p if the current plan still has revision rev (0: there is none) and returns
-// the new revision. ErrConflict means that somebody else published meanwhile: read again.
-// rev is the document's revision on the bus; p.Revision is written as it is.
-func (b *Bus) PutPlan(ctx context.Context, p plan.Plan, rev uint64) (uint64, error) {
-	return 0, errors.ErrUnsupported
-}
-
-// WatchPlan sends the current plan and then every newer one. A slow reader gets only the newest.
-// The plan is also read again every 5 s. The channel is closed when ctx ends.
-func (b *Bus) WatchPlan(ctx context.Context) (<-chan plan.Plan, error) {
-	return nil, errors.ErrUnsupported
-}
-
-// PlanHistory reads the last plans, at most 16, oldest first; the last one is the current one.
-func (b *Bus) PlanHistory(ctx context.Context) ([]plan.Plan, error) {
-	return nil, errors.ErrUnsupported
-}
+// everything matches all keys of a bucket.
+const everything = ">"
 
 // PutHost repeats a host's report; it disappears StateTTL after the last one.
-func (b *Bus) PutHost(ctx context.Context, r plan.HostReport) error { return errors.ErrUnsupported }
+func (b *Bus) PutHost(ctx context.Context, r plan.HostReport) error {
+	_, err := b.put(ctx, BucketState, hostKey(r.Host), r, anyRevision)
+	return err
+}
 
 // PutGpulet repeats a gpu-let's report; it disappears StateTTL after the last one.
 func (b *Bus) PutGpulet(ctx context.Context, r plan.GpuletReport) error {
-	return errors.ErrUnsupported
+	_, err := b.put(ctx, BucketState, gpuletKey(r.ID), r, anyRevision)
+	return err
 }
 
-// DeleteHost takes a host's report back.
-func (b *Bus) DeleteHost(ctx context.Context, host string) error { return errors.ErrUnsupported }
+// DeleteHost takes a host's report back; none is fine.
+func (b *Bus) DeleteHost(ctx context.Context, host string) error {
+	return b.remove(ctx, BucketState, hostKey(host))
+}
 
-// DeleteGpulet takes a gpu-let's report back.
-func (b *Bus) DeleteGpulet(ctx context.Context, id string) error { return errors.ErrUnsupported }
+// DeleteGpulet takes a gpu-let's report back; none is fine.
+func (b *Bus) DeleteGpulet(ctx context.Context, id string) error {
+	return b.remove(ctx, BucketState, gpuletKey(id))
+}
 
 // Hosts reads the reports of all live hosts, sorted by host.
 func (b *Bus) Hosts(ctx context.Context) ([]plan.HostReport, error) {
-	return nil, errors.ErrUnsupported
+	list, err := listOf[plan.HostReport](ctx, b, BucketState, hostKey(everything))
+	slices.SortFunc(list, func(x, y plan.HostReport) int { return cmp.Compare(x.Host, y.Host) })
+	return list, err
+}
+
+// WatchHosts sends what Hosts returns, at first and whenever a report comes or goes. A slow reader
+// gets only the newest. The channel is closed when ctx ends.
+func (b *Bus) WatchHosts(ctx context.Context) (<-chan []plan.HostReport, error) {
+	return watch(ctx, b, BucketState, hostKey(everything), b.Hosts)
 }
 
 // Gpulets reads the reports of all live gpu-lets, sorted by id.
 func (b *Bus) Gpulets(ctx context.Context) ([]plan.GpuletReport, error) {
-	return nil, errors.ErrUnsupported
+	list, err := listOf[plan.GpuletReport](ctx, b, BucketState, gpuletKey(everything))
+	slices.SortFunc(list, func(x, y plan.GpuletReport) int { return cmp.Compare(x.ID, y.ID) })
+	return list, err
 }
 
-// WatchHosts sends what Hosts returns, at first and whenever a report comes or goes.
-func (b *Bus) WatchHosts(ctx context.Context) (<-chan []plan.HostReport, error) {
-	return nil, errors.ErrUnsupported
+// PutPlanner repeats the planner's report; it disappears StateTTL after the last one.
+func (b *Bus) PutPlanner(ctx context.Context, r plan.PlannerReport) error {
+	_, err := b.put(ctx, BucketState, KeyPlanner, r, anyRevision)
+	return err
+}
+
+// Planner reads the planner's report; ErrNotFound when no planner runs.
+func (b *Bus) Planner(ctx context.Context) (plan.PlannerReport, error) {
+	var r plan.PlannerReport
+	e, err := b.get(ctx, BucketState, KeyPlanner)
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(e.value, &r); err != nil {
+		return r, fmt.Errorf("%s %s, revision %d: %w", BucketState, KeyPlanner, e.rev, err)
+	}
+	return r, nil
 }
 
 // PutModel registers a model. Planner only.
-func (b *Bus) PutModel(ctx context.Context, m model.Model) error { return errors.ErrUnsupported }
+func (b *Bus) PutModel(ctx context.Context, m model.Model) error {
+	if err := CheckModel(m.Name); err != nil {
+		return err
+	}
+	_, err := b.put(ctx, BucketModels, m.Name, m, anyRevision)
+	return err
+}
 
 // DeleteModel takes a registered model back; none is fine. Planner only.
-func (b *Bus) DeleteModel(ctx context.Context, name string) error { return errors.ErrUnsupported }
+func (b *Bus) DeleteModel(ctx context.Context, name string) error {
+	if err := CheckModel(name); err != nil {
+		return err
+	}
+	return b.remove(ctx, BucketModels, name)
+}
 
 // Models reads the registered models, sorted by name. Their Path is empty: it is not carried.
-func (b *Bus) Models(ctx context.Context) ([]model.Model, error) { return nil, errors.ErrUnsupported }
+func (b *Bus) Models(ctx context.Context) ([]model.Model, error) {
+	list, err := listOf[model.Model](ctx, b, BucketModels, everything)
+	slices.SortFunc(list, func(x, y model.Model) int { return cmp.Compare(x.Name, y.Name) })
+	return list, err
+}
 
 // WatchModels sends what Models returns, at first and whenever it changes. A slow reader gets only
 // the newest. The channel is closed when ctx ends.
 func (b *Bus) WatchModels(ctx context.Context) (<-chan []model.Model, error) {
-	return nil, errors.ErrUnsupported
+	return watch(ctx, b, BucketModels, everything, b.Models)
 }
 
 // PutProfile publishes what an agent measured on its own hardware.
-func (b *Bus) PutProfile(ctx context.Context, p profile.Profile) error { return errors.ErrUnsupported }
+func (b *Bus) PutProfile(ctx context.Context, p profile.Profile) error {
+	_, err := b.put(ctx, BucketProfiles, profileKey(p.GPUType, p.Model), p, anyRevision)
+	return err
+}
 
 // Profiles reads the published profiles, sorted by GPU type and model.
 func (b *Bus) Profiles(ctx context.Context) ([]profile.Profile, error) {
-	return nil, errors.ErrUnsupported
+	list, err := listOf[profile.Profile](ctx, b, BucketProfiles, everything)
+	slices.SortFunc(list, func(x, y profile.Profile) int {
+		return cmp.Or(cmp.Compare(x.GPUType, y.GPUType), cmp.Compare(x.Model, y.Model))
+	})
+	return list, err
 }
 
-// WatchProfiles sends what Profiles returns, at first and whenever it changes.
+// WatchProfiles sends what Profiles returns, at first and whenever it changes. A slow reader gets
+// only the newest. The channel is closed when ctx ends.
 func (b *Bus) WatchProfiles(ctx context.Context) (<-chan []profile.Profile, error) {
-	return nil, errors.ErrUnsupported
+	return watch(ctx, b, BucketProfiles, everything, b.Profiles)
 }

@@ -1,0 +1,117 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gpulet/gpulet/shared/lifecycle"
+	"github.com/gpulet/gpulet/shared/wire"
+)
+
+// advisory is what JetStream says when it gives a message up.
+type advisory struct {
+	Type       string `json:"type"`
+	Stream     string `json:"stream"`
+	Seq        uint64 `json:"stream_seq"`
+	Deliveries int    `json:"deliveries"`
+	Reason     string `json:"reason"`
+}
+
+// BuryDead moves requests that JetStream gave up (too many deliveries) from their queues to the
+// dead letters and answers them with "poisoned", until ctx ends. JetStream itself would leave them
+// in the queue, counted but never delivered. Several planners may run it. Planner only.
+func (b *Bus) BuryDead(ctx context.Context) error {
+	retry := lifecycle.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
+	for ctx.Err() == nil {
+		err := b.buryBatch(ctx)
+		if err == nil {
+			retry.Reset()
+			continue
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		b.log.Warn("cannot bury dead requests, trying again", "error", err)
+		_ = lifecycle.Sleep(ctx, retry.Next())
+	}
+	return ctx.Err()
+}
+
+// buryBatch waits up to some seconds for advisories and handles them.
+func (b *Bus) buryBatch(ctx context.Context) error {
+	consumer, err := b.js.Consumer(ctx, StreamAdvisories, ConsumerBury)
+	if err != nil {
+		return jsError(err)
+	}
+	batch, err := consumer.Fetch(64, jetstream.FetchContext(ctx))
+	if err != nil {
+		return jsError(err)
+	}
+	for msg := range batch.Messages() {
+		if err := b.buryOne(ctx, msg.Data()); err != nil {
+			b.log.Warn("cannot bury a dead request, trying again", "error", err)
+			_ = msg.NakWithDelay(time.Second)
+			continue
+		}
+		_ = msg.Ack() // lost: buried again, and de-duplicated
+	}
+	return jsError(batch.Error())
+}
+
+func (b *Bus) buryOne(ctx context.Context, data []byte) error {
+	var adv advisory
+	if err := json.Unmarshal(data, &adv); err != nil {
+		b.log.Error("unreadable advisory", "error", err)
+		return nil
+	}
+	if !strings.HasPrefix(adv.Stream, StreamName("")) {
+		return nil
+	}
+	stream, err := b.js.Stream(ctx, adv.Stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil
+	}
+	if err != nil {
+		return jsError(err)
+	}
+	msg, err := stream.GetMsg(ctx, adv.Seq)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil // buried before, or aged out
+	}
+	if err != nil {
+		return jsError(err)
+	}
+	if err := b.buryStored(ctx, adv, msg); err != nil {
+		return err
+	}
+	if err := stream.DeleteMsg(ctx, adv.Seq); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return jsError(err)
+	}
+	return nil
+}
+
+func (b *Bus) buryStored(ctx context.Context, adv advisory, msg *jetstream.RawStreamMsg) error {
+	model := modelOf(adv.Stream)
+	reason := fmt.Sprintf("delivered %d times and never acknowledged", adv.Deliveries)
+	if adv.Reason != "" {
+		reason = "terminated: " + adv.Reason
+	}
+	err := b.bury(ctx, letter{
+		model: model, subject: msg.Subject, seq: msg.Sequence, delivered: adv.Deliveries, stored: msg.Time,
+		header: msg.Header, body: msg.Data, reason: reason,
+	})
+	if err != nil {
+		return err
+	}
+	b.log.Warn("buried a dead request", "model", model, "seq", msg.Sequence, "reason", reason)
+	if err := b.answer(msg.Header, wire.Poisoned, model, reason); err != nil {
+		b.log.Warn("cannot answer a dead request", "model", model, "seq", msg.Sequence, "error", err)
+	}
+	return nil
+}

@@ -1,0 +1,306 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gpulet/gpulet/shared/lifecycle"
+)
+
+// rereadEvery is how often watchers read again what they watch, whatever they were told.
+const rereadEvery = 5 * time.Second
+
+// settle is how long a watcher of many keys waits for further changes before it reads them all.
+const settle = 10 * time.Millisecond
+
+const (
+	headerExpectLast = "Nats-Expected-Last-Subject-Sequence"
+	headerSequence   = "Nats-Sequence"
+	headerTime       = "Nats-Time-Stamp"
+	headerKVOp       = "KV-Operation"
+)
+
+func buckets() []jetstream.KeyValueConfig {
+	list := []jetstream.KeyValueConfig{
+		{Bucket: BucketPlan, Description: "the plan", History: 16, Storage: jetstream.FileStorage},
+		{Bucket: BucketState, Description: "reports of hosts and gpu-lets", History: 1, TTL: StateTTL, Storage: jetstream.MemoryStorage},
+		{Bucket: BucketModels, Description: "registered models", History: 1, Storage: jetstream.FileStorage},
+		{Bucket: BucketProfiles, Description: "profiles measured by agents", History: 1, Storage: jetstream.FileStorage},
+	}
+	for i := range list {
+		// The server repeats every change once it is stored: a plain subscription then watches the
+		// bucket, needs no consumer and survives reconnects.
+		list[i].RePublish = &jetstream.RePublish{
+			Source:      kvPrefix(list[i].Bucket) + ">",
+			Destination: changedPrefix(list[i].Bucket) + ">",
+		}
+	}
+	return list
+}
+
+// entry is one value of a bucket.
+type entry struct {
+	key     string
+	value   []byte
+	rev     uint64
+	created time.Time
+}
+
+// newer reports whether e replaces old: it has a higher revision, or the bucket was made anew and
+// counts from the start.
+func (e entry) newer(old entry) bool {
+	return e.rev > old.rev || e.rev < old.rev && e.created.After(old.created)
+}
+
+func checkKey(bucket, key string) error {
+	ok := key != "" && len(key) <= 256 && !strings.HasPrefix(key, ".") && !strings.HasSuffix(key, ".") &&
+		!strings.Contains(key, "..") && !strings.ContainsFunc(key, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_.=/", r)
+	})
+	if !ok {
+		return fmt.Errorf("bucket %s: key %q: expected 1 to 256 of A-Z, a-z, 0-9 and -_.=/", bucket, key)
+	}
+	return nil
+}
+
+// get reads one key; ErrNotFound when it is not there.
+func (b *Bus) get(ctx context.Context, bucket, key string) (entry, error) {
+	if err := checkKey(bucket, key); err != nil {
+		return entry{}, err
+	}
+	ctx, cancel := apiContext(ctx)
+	defer cancel()
+	m, err := b.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+kvStream(bucket)+"."+kvPrefix(bucket)+key, nil)
+	if err != nil {
+		return entry{}, fmt.Errorf("%s %s: %w", bucket, key, unavailable(err))
+	}
+	switch status := m.Header.Get("Status"); {
+	case status == "404", status == "" && m.Header.Get(headerKVOp) != "":
+		return entry{}, fmt.Errorf("%s %s: %w", bucket, key, ErrNotFound)
+	case status != "":
+		return entry{}, fmt.Errorf("%s %s: %w: status %s %s", bucket, key, ErrUnavailable, status, m.Header.Get("Description"))
+	}
+	return carried(key, m)
+}
+
+// carried reads what the server says of a stored message in the headers of its copy.
+func carried(key string, m *nats.Msg) (entry, error) {
+	rev, err := strconv.ParseUint(m.Header.Get(headerSequence), 10, 64)
+	if err != nil {
+		return entry{}, fmt.Errorf("header %s of %s: %w", headerSequence, m.Subject, err)
+	}
+	created, err := time.Parse(time.RFC3339Nano, m.Header.Get(headerTime))
+	if err != nil {
+		return entry{}, fmt.Errorf("header %s of %s: %w", headerTime, m.Subject, err)
+	}
+	return entry{key: key, value: m.Data, rev: rev, created: created}, nil
+}
+
+// anyRevision lets put overwrite whatever is there.
+const anyRevision = -1
+
+// put writes v as JSON and returns the new revision. With expect >= 0 it does so only if the key
+// still has that revision (0: it is not there), else ErrConflict.
+func (b *Bus) put(ctx context.Context, bucket, key string, v any, expect int64) (uint64, error) {
+	value, err := json.Marshal(v)
+	if err != nil {
+		return 0, fmt.Errorf("%s %s: %w", bucket, key, err)
+	}
+	header := map[string]string{}
+	if expect >= 0 {
+		header[headerExpectLast] = strconv.FormatInt(expect, 10)
+	}
+	return b.write(ctx, bucket, key, header, value)
+}
+
+// remove deletes a key; none is fine.
+func (b *Bus) remove(ctx context.Context, bucket, key string) error {
+	_, err := b.write(ctx, bucket, key, map[string]string{headerKVOp: "DEL"}, nil)
+	return err
+}
+
+func (b *Bus) write(ctx context.Context, bucket, key string, header map[string]string, value []byte) (uint64, error) {
+	if err := checkKey(bucket, key); err != nil {
+		return 0, err
+	}
+	msg, err := newMsg(kvPrefix(bucket)+key, header, value, b.nc.MaxPayload())
+	if err != nil {
+		return 0, fmt.Errorf("%s %s: %w", bucket, key, err)
+	}
+	ctx, cancel := apiContext(ctx)
+	defer cancel()
+	ack, err := b.store(ctx, msg)
+	if err != nil {
+		return 0, fmt.Errorf("%s %s: %w", bucket, key, err)
+	}
+	var stored struct {
+		Seq uint64 `json:"seq"`
+	}
+	if err := json.Unmarshal(ack.Data, &stored); err != nil {
+		return 0, fmt.Errorf("%s %s: acknowledgement %.100q: %w", bucket, key, ack.Data, err)
+	}
+	return stored.Seq, nil
+}
+
+// bucket opens a bucket for listing; ErrNotFound where the planner has not made it yet.
+func (b *Bus) bucket(ctx context.Context, name string) (jetstream.KeyValue, error) {
+	b.mu.Lock()
+	kv := b.buckets[name]
+	b.mu.Unlock()
+	if kv != nil {
+		return kv, nil
+	}
+	kv, err := b.js.KeyValue(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", name, jsError(err))
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.buckets[name] = kv
+	return kv, nil
+}
+
+// list reads the newest value of all keys that match filter, or with history every kept value,
+// oldest first. A bucket that is not there yet is empty.
+func (b *Bus) list(ctx context.Context, bucket, filter string, history bool) ([]entry, error) {
+	ctx, cancel := apiContext(ctx)
+	defer cancel()
+	kv, err := b.bucket(ctx, bucket)
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	opts := []jetstream.WatchOpt{jetstream.IgnoreDeletes()}
+	if history {
+		opts = append(opts, jetstream.IncludeHistory())
+	}
+	w, err := kv.Watch(ctx, filter, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", bucket, jsError(err))
+	}
+	defer stop(w)
+	var list []entry
+	for {
+		select {
+		case e, ok := <-w.Updates():
+			if !ok {
+				return nil, fmt.Errorf("list %s: %w: interrupted", bucket, ErrUnavailable)
+			}
+			if e == nil {
+				return list, nil
+			}
+			list = append(list, entry{e.Key(), e.Value(), e.Revision(), e.Created()})
+		case <-ctx.Done():
+			return nil, fmt.Errorf("list %s: %w", bucket, unavailable(ctx.Err()))
+		}
+	}
+}
+
+// stop ends a watcher whose callback may be blocked on a full channel.
+func stop(w jetstream.KeyWatcher) {
+	go func() {
+		for range w.Updates() { //nolint:revive // until it is closed
+		}
+	}()
+	_ = w.Stop() // fails only when the connection is gone, and the watcher with it
+}
+
+// listOf lists decoded values; one that does not decode is logged and left out.
+func listOf[T any](ctx context.Context, b *Bus, bucket, filter string) ([]T, error) {
+	entries, err := b.list(ctx, bucket, filter, false)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]T, 0, len(entries))
+	for _, e := range entries {
+		var v T
+		if err := json.Unmarshal(e.value, &v); err != nil {
+			b.log.Error("unreadable value on the bus", "bucket", bucket, "key", e.key, "revision", e.rev, "error", err)
+			continue
+		}
+		list = append(list, v)
+	}
+	return list, nil
+}
+
+// changed subscribes to the changes of a bucket's keys that match filter. It tells also after a
+// reconnect, with a nil message: changes may have been missed.
+func (b *Bus) changed(bucket, filter string, tell func(*nats.Msg)) (stop func(), err error) {
+	sub, err := b.nc.Subscribe(changedPrefix(bucket)+filter, tell)
+	if err != nil {
+		return nil, fmt.Errorf("watch %s: %w", bucket, unavailable(err))
+	}
+	unhook := b.hook(func() { tell(nil) })
+	return func() {
+		unhook()
+		_ = sub.Unsubscribe()
+	}, nil
+}
+
+// watch sends what load returns, at first and whenever it differs from the last time. It loads
+// when a key that matches filter changed, after a reconnect, and every rereadEvery.
+func watch[T any](ctx context.Context, b *Bus, bucket, filter string, load func(context.Context) (T, error)) (<-chan T, error) {
+	hints := make(chan struct{}, 1)
+	unsubscribe, err := b.changed(bucket, filter, func(*nats.Msg) {
+		select {
+		case hints <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make(chan T, 1)
+	go func() {
+		defer close(out)
+		defer unsubscribe()
+		reread := time.NewTicker(rereadEvery)
+		defer reread.Stop()
+		for last := (*T)(nil); ; {
+			if v, err := load(ctx); err != nil {
+				b.logLoad(ctx, bucket, err)
+			} else if last == nil || !reflect.DeepEqual(*last, v) {
+				last = &v
+				offer(out, v)
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-reread.C:
+			case <-hints:
+				if lifecycle.Sleep(ctx, settle) != nil {
+					return
+				}
+			}
+		}
+	}()
+	return out, nil
+}
+
+// logLoad tells of a failed read, which the next one mends.
+func (b *Bus) logLoad(ctx context.Context, bucket string, err error) {
+	if ctx.Err() == nil {
+		b.log.Debug("cannot read a bucket, trying again", "bucket", bucket, "error", err)
+	}
+}
+
+// offer puts v into a channel of one place, in place of what nobody has taken yet. Only one
+// goroutine may send on ch.
+func offer[T any](ch chan T, v T) {
+	select {
+	case <-ch:
+	default:
+	}
+	ch <- v
+}

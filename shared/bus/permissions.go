@@ -1,0 +1,86 @@
+package bus
+
+// Permissions is what a role may publish and subscribe to, as NATS subjects with wildcards.
+// deploy/nats.conf shows the same lists for an external server.
+type Permissions struct {
+	Publish, Subscribe []string
+}
+
+// PermissionsOf returns what a role needs and no more.
+//
+// Isolation is per role: two connections with the same NKey can read each other's inboxes. To
+// separate tenants, give each its own NKey on the server, allowed to subscribe only to
+// _INBOX_client.<tenant>.>, and set its Config.InboxPrefix accordingly.
+func PermissionsOf(role Role) Permissions {
+	own := InboxPrefix(role) + ".>"
+	switch role {
+	case RoleClient:
+		return Permissions{
+			Publish:   join([]string{"infer.>", resultGet}, reading(BucketModels)),
+			Subscribe: join([]string{own}, changes(BucketModels)),
+		}
+	case RoleFrontend:
+		return Permissions{
+			Publish: join([]string{"infer.>", resultGet}, lagReading,
+				reading(BucketPlan, BucketState, BucketModels, BucketProfiles)),
+			Subscribe: join([]string{own}, changes(BucketPlan, BucketState, BucketModels, BucketProfiles)),
+		}
+	case RoleWorker:
+		return Permissions{
+			Publish: join([]string{
+				"$JS.API.CONSUMER.MSG.NEXT.*." + Consumer, "$JS.ACK.>", "result.>", "dlq.>",
+				kvPrefix(BucketState) + ">", kvPrefix(BucketProfiles) + ">",
+			}, answering, reading(BucketPlan, BucketModels, BucketProfiles)),
+			Subscribe: join([]string{own}, changes(BucketPlan, BucketModels, BucketProfiles)),
+		}
+	case RolePlanner:
+		return Permissions{
+			Publish: join([]string{
+				"$JS.API.>", "$JS.ACK.>", "$JS.FC.>", "$KV.>", "dlq.>", "result.>",
+			}, answering),
+			Subscribe: []string{own, "gpulet.changed.>", "$JS.EVENT.>"},
+		}
+	}
+	return Permissions{}
+}
+
+const resultGet = "$JS.API.DIRECT.GET." + StreamResults + ".result.*.*"
+
+var (
+	// lagReading lets dashboards see how far queues are behind.
+	lagReading = []string{"$JS.API.STREAM.INFO.*", "$JS.API.CONSUMER.INFO.*." + Consumer}
+	// answering is where replies go.
+	answering = []string{InboxPrefix(RoleClient) + ".>", InboxPrefix(RoleFrontend) + ".>"}
+)
+
+// reading is what it takes to read and list buckets.
+func reading(buckets ...string) []string {
+	var list []string
+	for _, b := range buckets {
+		s := kvStream(b)
+		list = append(list,
+			"$JS.API.STREAM.INFO."+s,
+			"$JS.API.DIRECT.GET."+s+".>",
+			"$JS.API.CONSUMER.CREATE."+s+".>",
+			"$JS.API.CONSUMER.DELETE."+s+".>",
+			"$JS.FC."+s+".>",
+		)
+	}
+	return list
+}
+
+func changes(buckets ...string) []string {
+	var list []string
+	for _, b := range buckets {
+		list = append(list, changedPrefix(b)+">")
+	}
+	return list
+}
+
+func join(lists ...[]string) []string {
+	var all []string
+	for _, l := range lists {
+		all = append(all, l...)
+	}
+	return all
+}

@@ -1,0 +1,144 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/gpulet/gpulet/shared/plan"
+)
+
+// GetPlan reads the current plan and the revision to give to PutPlan. Before the first plan it
+// returns a zero plan and revision 0.
+func (b *Bus) GetPlan(ctx context.Context) (plan.Plan, uint64, error) {
+	e, err := b.get(ctx, BucketPlan, KeyPlan)
+	if errors.Is(err, ErrNotFound) {
+		return plan.Plan{}, 0, nil
+	}
+	if err != nil {
+		return plan.Plan{}, 0, err
+	}
+	p, err := decodePlan(e)
+	return p, e.rev, err
+}
+
+func decodePlan(e entry) (plan.Plan, error) {
+	var p plan.Plan
+	if err := json.Unmarshal(e.value, &p); err != nil {
+		return plan.Plan{}, fmt.Errorf("%s %s, revision %d: %w", BucketPlan, KeyPlan, e.rev, err)
+	}
+	return p, nil
+}
+
+// PutPlan publishes p if the current plan still has revision rev (0: there is none) and returns
+// the new revision. ErrConflict means that somebody else published meanwhile: read again.
+// rev is the document's revision on the bus; p.Revision is written as it is.
+func (b *Bus) PutPlan(ctx context.Context, p plan.Plan, rev uint64) (uint64, error) {
+	if rev > math.MaxInt64 {
+		return 0, fmt.Errorf("plan revision %d: expected one of GetPlan", rev)
+	}
+	return b.put(ctx, BucketPlan, KeyPlan, p, int64(rev))
+}
+
+// PlanHistory reads the last plans, at most 16, oldest first; the last one is the current one.
+func (b *Bus) PlanHistory(ctx context.Context) ([]plan.Plan, error) {
+	entries, err := b.list(ctx, BucketPlan, KeyPlan, true)
+	if err != nil {
+		return nil, err
+	}
+	plans := make([]plan.Plan, 0, len(entries))
+	for _, e := range entries {
+		p, err := decodePlan(e)
+		if err != nil {
+			b.log.Error("unreadable plan on the bus", "error", err)
+			continue
+		}
+		plans = append(plans, p)
+	}
+	return plans, nil
+}
+
+// WatchPlan sends the current plan and then every newer one. A slow reader gets only the newest.
+// The plan is also read again every 5 s, and older revisions are ignored. It works before there is
+// a plan, or a bucket. The channel is closed when ctx ends.
+func (b *Bus) WatchPlan(ctx context.Context) (<-chan plan.Plan, error) {
+	told := make(chan entry, 1)
+	reread := make(chan struct{}, 1)
+	unsubscribe, err := b.changed(BucketPlan, KeyPlan, func(m *nats.Msg) {
+		if e, ok := toldEntry(m); ok {
+			select {
+			case told <- e:
+				return
+			default: // the reader is behind: let it read
+			}
+		}
+		select {
+		case reread <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make(chan plan.Plan, 1)
+	go func() {
+		defer close(out)
+		defer unsubscribe()
+		b.followPlan(ctx, out, told, reread)
+	}()
+	return out, nil
+}
+
+// toldEntry is the value in a message about a change; not ok for a deletion or no message.
+func toldEntry(m *nats.Msg) (entry, bool) {
+	if m == nil || m.Header.Get(headerKVOp) != "" {
+		return entry{}, false
+	}
+	e, err := carried(KeyPlan, m)
+	return e, err == nil
+}
+
+// followPlan sends every newer plan that it is told of or reads.
+func (b *Bus) followPlan(ctx context.Context, out chan plan.Plan, told <-chan entry, reread <-chan struct{}) {
+	ticker := time.NewTicker(rereadEvery)
+	defer ticker.Stop()
+	var last entry
+	take := func(e entry) {
+		if !e.newer(last) {
+			return
+		}
+		last = e
+		p, err := decodePlan(e)
+		if err != nil {
+			b.log.Error("unreadable plan on the bus", "error", err)
+			return
+		}
+		offer(out, p)
+	}
+	for {
+		e, err := b.get(ctx, BucketPlan, KeyPlan)
+		switch {
+		case err == nil:
+			take(e)
+		case !errors.Is(err, ErrNotFound):
+			b.logLoad(ctx, BucketPlan, err)
+		}
+		for again := false; !again; {
+			select {
+			case <-ctx.Done():
+				return
+			case e := <-told:
+				take(e)
+			case <-reread:
+				again = true
+			case <-ticker.C:
+				again = true
+			}
+		}
+	}
+}
