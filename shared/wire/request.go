@@ -2,6 +2,7 @@ package wire
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/gpulet/gpulet/shared/tensor"
@@ -40,24 +41,33 @@ func DecodeRequest(contentType string, body []byte, inputs []tensor.Spec, lim Li
 // EncodeRequest encodes a request's body as contentType: msgpack (also ""), JSON, or raw, which
 // holds exactly one input and no choice of outputs.
 func EncodeRequest(contentType string, req Request) ([]byte, error) {
-	for _, t := range req.Inputs {
-		if err := t.Validate(); err != nil {
-			return nil, fmt.Errorf("encode request: %w", err)
-		}
-	}
 	switch t := mediaType(contentType, nil); t {
 	case TypeMsgpack:
-		return appendMsgpackRequest(make([]byte, 0, requestSize(req)), req), nil
+		return AppendRequest(nil, req)
 	case TypeJSON:
 		return appendJSONRequest(req)
 	case TypeRaw:
 		if len(req.Inputs) != 1 || len(req.Outputs) != 0 {
 			return nil, fmt.Errorf("encode request: %s holds 1 input and no outputs: found %d and %d", t, len(req.Inputs), len(req.Outputs))
 		}
+		if err := req.Inputs[0].Validate(); err != nil {
+			return nil, fmt.Errorf("encode request: %w", err)
+		}
 		return req.Inputs[0].Data, nil
 	default:
 		return nil, fmt.Errorf("encode request: content type %q: expected one of %s, %s, %s", t, TypeMsgpack, TypeJSON, TypeRaw)
 	}
+}
+
+// AppendRequest appends req as msgpack to dst, grown at most once, and returns the result. It is
+// EncodeRequest for callers that keep their buffers.
+func AppendRequest(dst []byte, req Request) ([]byte, error) {
+	for _, t := range req.Inputs {
+		if err := t.Validate(); err != nil {
+			return nil, fmt.Errorf("encode request: %w", err)
+		}
+	}
+	return appendMsgpackRequest(slices.Grow(dst, requestSize(req)), req), nil
 }
 
 // mediaType returns the content type without its parameters and with its aliases resolved; body
