@@ -39,7 +39,7 @@ func assemble(c Config, s State) assembly {
 	profiles, bad := choose(s, gpus)
 	a.problems = append(problems, bad...)
 	a.in = input{problem.Input{
-		GPUs: gpus, Profiles: profiles, Interference: c.Interference,
+		GPUs: gpus, Profiles: profiles, Interference: s.Interference,
 		Buffer: c.Buffer, ContextBytes: c.ContextBytes, Current: &s.Current,
 	}}
 	for _, m := range s.Models {

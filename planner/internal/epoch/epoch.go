@@ -37,7 +37,6 @@ type Config struct {
 	Algorithm     pack.Algorithm
 	AlgorithmName string
 	Options       pack.Options
-	Interference  problem.Interference // nil: none
 	// Buffer multiplies every predicted latency; 0 means 1.
 	Buffer float64
 	// ContextBytes is the device memory of a gpu-let beside its models.
@@ -65,6 +64,8 @@ type State struct {
 	Files problem.Profiles
 	// Measured holds the profiles that agents published of their own hardware. They win.
 	Measured []profile.Profile
+	// Interference predicts the slowdown by neighbours; nil: none.
+	Interference problem.Interference
 	// Loads holds what is observed of each model; a model that is missing was not observed yet.
 	Loads   map[string]Load
 	Current plan.Plan // revision 0: none

@@ -91,7 +91,7 @@ func broken(in input, p plan.Plan) verdict {
 
 // short finds a model that needs more than its gpu-lets can carry.
 func short(in input, p plan.Plan) verdict {
-	capacity := capacities(p)
+	capacity := Capacities(p)
 	for _, m := range in.Models {
 		if can := capacity[m.Name]; m.Rate > can*(1+slack) {
 			return verdict{Demand, fmt.Sprintf("model %s needs %.4g samples/s, the plan carries %.4g", m.Name, m.Rate, can)}
@@ -100,9 +100,9 @@ func short(in input, p plan.Plan) verdict {
 	return verdict{}
 }
 
-// capacities returns what the plan can carry of each model: a batch per duty cycle and gpu-let,
+// Capacities returns what the plan can carry of each model: a batch per duty cycle and gpu-let,
 // which may be more than was asked when it was made.
-func capacities(p plan.Plan) map[string]float64 {
+func Capacities(p plan.Plan) map[string]float64 {
 	sum := map[string]float64{}
 	for _, g := range p.Gpulets {
 		for _, a := range g.Models {

@@ -41,7 +41,7 @@ func QueueFor(m model.Model, p plan.Plan, rateRPS float64, maxPayload int64) Que
 			}
 		}
 	}
-	rate := max(rateRPS, capacities(p)[m.Name])
+	rate := max(rateRPS, Capacities(p)[m.Name])
 	q := Queue{
 		MaxMsgs:       powerOfTwo(2*rate*m.Timeout.Seconds(), leastMsgs, mostMsgs),
 		MaxAge:        m.Timeout + grace,

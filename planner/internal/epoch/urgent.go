@@ -40,7 +40,7 @@ func Urgent(c Config, s State, last Seen) (cause, reason string, changed bool) {
 	case now.profiles != last.profiles:
 		return Models, "the profiles changed", true
 	}
-	capacity := capacities(s.Current)
+	capacity := Capacities(s.Current)
 	loaded := map[string]bool{}
 	for _, g := range s.Current.Gpulets {
 		for _, a := range g.Models {

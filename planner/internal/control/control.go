@@ -1,0 +1,393 @@
+// Package control is the planner's loop around its pure parts: it looks at the system once a
+// second, lets package epoch decide once per epoch or when something cannot wait, and acts on the
+// decision: it registers models, keeps their queues and publishes plans.
+//
+// One goroutine owns all state. Without the bus the loop keeps what it knows and tries again at
+// every look; a plan is published only over the revision it was made from, so that of two planners
+// one loses and reads again.
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/gpulet/gpulet/planner/internal/epoch"
+	"github.com/gpulet/gpulet/planner/internal/interference"
+	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/lifecycle"
+	"github.com/gpulet/gpulet/shared/model"
+	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/shared/profile"
+)
+
+// Bus is what the loop needs of the bus. *bus.Bus is one.
+type Bus interface {
+	EnsureBase(ctx context.Context) error
+	EnsureQueue(ctx context.Context, q bus.Queue) error
+	DeleteQueue(ctx context.Context, model string) error
+	Lag(ctx context.Context, model string) (bus.Lag, error)
+	GetPlan(ctx context.Context) (plan.Plan, uint64, error)
+	PutPlan(ctx context.Context, p plan.Plan, rev uint64) (uint64, error)
+	Gpulets(ctx context.Context) ([]plan.GpuletReport, error)
+	Models(ctx context.Context) ([]model.Model, error)
+	PutModel(ctx context.Context, m model.Model) error
+	DeleteModel(ctx context.Context, name string) error
+	PutPlanner(ctx context.Context, r plan.PlannerReport) error
+	WatchHosts(ctx context.Context) (<-chan []plan.HostReport, error)
+	WatchProfiles(ctx context.Context) (<-chan []profile.Profile, error)
+	OnReconnect(f func())
+	MaxPayload() int64
+}
+
+// Config is how the loop runs.
+type Config struct {
+	Name string // of this planner, in its reports
+	// Epoch is the time between decisions, Observe between looks, and MinGap the least time between
+	// a decision and one that cannot wait.
+	Epoch, Observe, MinGap time.Duration
+	Decide                 epoch.Config
+	Models                 string // folder of the model repository
+	Profiles               string // folder of the shipped profiles
+	Interference           bool   // plan for the slowdown by neighbours
+}
+
+// Planner is the loop. Only Run's goroutine touches it, except for reconnected.
+type Planner struct {
+	cfg     Config
+	bus     Bus
+	metrics *Metrics
+	log     *slog.Logger
+
+	state    epoch.State
+	rev      uint64 // of the plan document on the bus
+	registry registry
+	traffic  traffic
+	queues   queues
+	notices  notices
+
+	decided struct {
+		at      time.Time
+		seen    epoch.Seen
+		any     bool
+		gap     time.Duration // before the next decision for traffic's sake
+		result  epoch.Decision
+		blocked string // why the last plan could not be published
+	}
+	reconnected chan struct{} // capacity 1
+}
+
+// New returns a planner that is not running.
+func New(cfg Config, b Bus, m *Metrics, log *slog.Logger) *Planner {
+	return &Planner{
+		cfg: cfg, bus: b, metrics: m, log: log,
+		registry:    registry{repo: &model.Repository{Root: cfg.Models}},
+		traffic:     newTraffic(cfg.Decide.Demand),
+		queues:      queues{},
+		notices:     notices{log: log},
+		reconnected: make(chan struct{}, 1),
+	}
+}
+
+// Run plans until ctx ends. It fails only if the bus refuses what a planner must be able to do.
+func (p *Planner) Run(ctx context.Context) error {
+	p.bus.OnReconnect(func() {
+		select {
+		case p.reconnected <- struct{}{}:
+		default:
+		}
+	})
+	p.prepare(ctx)
+	hosts, err := p.bus.WatchHosts(ctx)
+	if err != nil {
+		return fmt.Errorf("watch hosts: %w", err)
+	}
+	profiles, err := p.bus.WatchProfiles(ctx)
+	if err != nil {
+		return fmt.Errorf("watch profiles: %w", err)
+	}
+	tick := time.NewTicker(p.cfg.Observe)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case h, ok := <-hosts:
+			if !ok {
+				return ended(ctx, "hosts")
+			}
+			p.state.Hosts = h
+		case m, ok := <-profiles:
+			if !ok {
+				return ended(ctx, "profiles")
+			}
+			p.state.Measured = m
+		case <-p.reconnected:
+			p.queues = queues{} // a server that came back may have lost what was in memory
+			p.prepare(ctx)
+		case now := <-tick.C:
+			p.step(ctx, now)
+		}
+	}
+}
+
+// ended is what a watch that has ended means: the end of ctx, or a bus that was closed.
+func ended(ctx context.Context, what string) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("watch %s: %w", what, bus.ErrClosed)
+}
+
+// prepare makes the buckets and streams that all models share, however long that takes.
+func (p *Planner) prepare(ctx context.Context) {
+	var wait lifecycle.Backoff
+	for ctx.Err() == nil {
+		err := p.bus.EnsureBase(ctx)
+		if err == nil {
+			return
+		}
+		d := wait.Next()
+		p.log.Warn("cannot prepare the bus", "error", err, "retry_in", d)
+		_ = lifecycle.Sleep(ctx, d)
+	}
+}
+
+// step looks at the system and decides when it is time. An error keeps what is known.
+func (p *Planner) step(ctx context.Context, now time.Time) {
+	p.state.Now = now
+	var err error
+	if p.state.Current, p.rev, err = p.readPlan(ctx); err == nil {
+		err = p.observe(ctx, now)
+	}
+	if err == nil {
+		if cause, reason, due := p.due(now); due {
+			err = p.epoch(ctx, now, cause, reason)
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	p.notices.bus(err)
+	if err == nil {
+		err = p.report(ctx, now)
+		p.notices.bus(err)
+	}
+}
+
+func (p *Planner) readPlan(ctx context.Context) (plan.Plan, uint64, error) {
+	current, rev, err := p.bus.GetPlan(ctx)
+	if err != nil {
+		return p.state.Current, p.rev, fmt.Errorf("read the plan: %w", err)
+	}
+	return current, rev, nil
+}
+
+// observe reads the lag of every registered model, and makes queues again that are gone.
+func (p *Planner) observe(ctx context.Context, now time.Time) error {
+	for _, m := range p.state.Models {
+		lag, err := p.bus.Lag(ctx, m.Name)
+		if errors.Is(err, bus.ErrUnknownModel) {
+			delete(p.queues, m.Name)
+			if err := p.ensureQueue(ctx, m, p.state.Current); err != nil {
+				return err
+			}
+			p.log.Warn("queue was gone and is made again", "model", m.Name)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("lag of %s: %w", m.Name, err)
+		}
+		p.traffic.observe(m.Name, lag, now)
+	}
+	p.state.Loads = p.traffic.loads(now)
+	return p.retire(ctx)
+}
+
+// due says whether an epoch starts now.
+func (p *Planner) due(now time.Time) (cause, reason string, due bool) {
+	since := now.Sub(p.decided.at)
+	switch {
+	case !p.decided.any:
+		return epoch.First, "the planner has just started", true
+	case since >= p.cfg.Epoch:
+		return "timer", "an epoch has passed", true
+	case since < p.cfg.MinGap:
+		return "", "", false
+	}
+	cause, reason, changed := epoch.Urgent(p.cfg.Decide, p.state, p.decided.seen)
+	if cause == "" || !changed && since < p.decided.gap {
+		return "", "", false
+	}
+	return cause, reason, true
+}
+
+// epoch makes one decision and acts on it.
+func (p *Planner) epoch(ctx context.Context, now time.Time, cause, why string) error {
+	if err := p.register(ctx); err != nil {
+		return err
+	}
+	reports, err := p.bus.Gpulets(ctx)
+	if err != nil {
+		return fmt.Errorf("read gpu-lets: %w", err)
+	}
+	p.state.Gpulets = reports
+	p.traffic.sizes(reports)
+	p.state.Loads = p.traffic.loads(now)
+	fileProblems := p.loadProfiles()
+
+	begin := time.Now()
+	d := epoch.Decide(p.cfg.Decide, p.state)
+	took := time.Since(begin)
+	p.metrics.epoch(cause, d, took)
+	for _, err := range slices.Concat(p.registry.problems, fileProblems) {
+		d.Problems = append(d.Problems, err.Error())
+	}
+	slices.Sort(d.Problems)
+	d.Problems = slices.Compact(d.Problems)
+	p.settle(now, cause, d)
+	p.log.Debug("epoch", "started_by", cause, "why", why, "decision", d.Cause, "reason", d.Reason, "took", took)
+	if !d.Publish {
+		return nil
+	}
+	return p.publish(ctx, now, d, took)
+}
+
+// loadProfiles reads the shipped profiles anew, and what they say of interference.
+func (p *Planner) loadProfiles() []error {
+	files, problems := profile.LoadDir(p.cfg.Profiles)
+	p.state.Files, p.state.Interference = files, nil
+	if !p.cfg.Interference {
+		return problems
+	}
+	predict, err := interference.New(files)
+	if err != nil {
+		return append(problems, fmt.Errorf("%s: %w: planned without interference", p.cfg.Profiles, err))
+	}
+	p.state.Interference = predict
+	return problems
+}
+
+// settle remembers a decision.
+func (p *Planner) settle(now time.Time, cause string, d epoch.Decision) {
+	last := &p.decided
+	futile := !d.Publish && (cause == "lag" || cause == epoch.Demand)
+	if futile {
+		last.gap = min(max(2*last.gap, 2*p.cfg.MinGap), p.cfg.Epoch)
+	} else {
+		last.gap = p.cfg.MinGap
+	}
+	last.at, last.any, last.seen, last.result = now, true, epoch.Look(p.state), d
+	p.state.History = d.History
+	p.notices.problems(d.Problems)
+}
+
+// publish makes room in the queues and replaces the plan, if it is still the one decided upon.
+func (p *Planner) publish(ctx context.Context, now time.Time, d epoch.Decision, took time.Duration) error {
+	for _, m := range p.state.Models {
+		if err := p.ensureQueue(ctx, m, d.Plan); err != nil {
+			return err
+		}
+	}
+	d.Plan.Created = now.UTC()
+	rev, err := p.bus.PutPlan(ctx, d.Plan, p.rev)
+	if errors.Is(err, bus.ErrConflict) {
+		p.log.Warn("another planner published meanwhile: reading again", "plan_rev", d.Plan.Revision)
+		p.decided.any = false
+		return nil
+	}
+	if err != nil {
+		p.decided.any = false
+		return fmt.Errorf("publish plan %d: %w", d.Plan.Revision, err)
+	}
+	p.state.Current, p.rev = d.Plan, rev
+	p.log.Info("plan published", "plan_rev", d.Plan.Revision, "cause", d.Cause, "reason", d.Reason,
+		"gpus_used", d.Plan.GPUsUsed, "desired_gpus", d.DesiredGPUs, "gpulets", len(d.Plan.Gpulets), "moves", d.Moves, "took", took)
+	return nil
+}
+
+// register brings the registered models in line with the repository.
+func (p *Planner) register(ctx context.Context) error {
+	change, err := p.registry.scan(ctx, p.bus)
+	if err != nil {
+		return err
+	}
+	for _, m := range change.put {
+		if err := p.ensureQueue(ctx, m, p.state.Current); err != nil {
+			return err
+		}
+		if err := p.bus.PutModel(ctx, m); err != nil {
+			return fmt.Errorf("register %s: %w", m.Name, err)
+		}
+		p.log.Info("model registered", "model", m.Name, "version", m.Version, "archive", m.Hash[:min(12, len(m.Hash))], "slo", m.SLO)
+	}
+	for _, name := range change.remove {
+		if err := p.bus.DeleteModel(ctx, name); err != nil {
+			return fmt.Errorf("take back %s: %w", name, err)
+		}
+		p.log.Info("model removed", "model", name)
+	}
+	p.state.Models = change.models
+	for _, m := range change.models {
+		if _, ok := p.queues[m.Name]; !ok {
+			if err := p.ensureQueue(ctx, m, p.state.Current); err != nil {
+				return err
+			}
+		}
+	}
+	p.traffic.keep(change.models)
+	return nil
+}
+
+// retire deletes the queues of removed models once they are empty.
+func (p *Planner) retire(ctx context.Context) error {
+	for _, name := range slices.Sorted(maps.Keys(p.registry.retired)) {
+		lag, err := p.bus.Lag(ctx, name)
+		if err != nil && !errors.Is(err, bus.ErrUnknownModel) {
+			return fmt.Errorf("lag of removed model %s: %w", name, err)
+		}
+		if err == nil && lag.Pending+lag.AckPending > 0 {
+			continue
+		}
+		if err := p.bus.DeleteQueue(ctx, name); err != nil {
+			return fmt.Errorf("delete queue of %s: %w", name, err)
+		}
+		delete(p.registry.retired, name)
+		delete(p.queues, name)
+	}
+	return nil
+}
+
+// report tells operators what this planner sees.
+func (p *Planner) report(ctx context.Context, now time.Time) error {
+	r := plan.PlannerReport{
+		Planner: p.cfg.Name, Revision: p.state.Current.Revision, Time: now.UTC(),
+		Problems: p.decided.result.Problems,
+	}
+	planned := epoch.Capacities(p.state.Current)
+	for _, m := range p.state.Models {
+		d := p.traffic.demand(m, now)
+		d.NeedRPS = p.decided.result.Needs[m.Name]
+		d.PlannedRPS = planned[m.Name]
+		r.Models = append(r.Models, d)
+	}
+	p.metrics.look(p.state.Current, p.decided.result, r)
+	if err := p.bus.PutPlanner(ctx, r); err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	return nil
+}
+
+// DefaultName names this process: host and process id.
+func DefaultName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s/%d", host, os.Getpid())
+}

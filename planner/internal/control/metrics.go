@@ -1,0 +1,91 @@
+package control
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gpulet/gpulet/planner/internal/epoch"
+	"github.com/gpulet/gpulet/shared/plan"
+)
+
+// Metrics are the planner's figures for Prometheus.
+type Metrics struct {
+	revision, desired, used, problems prometheus.Gauge
+	planSeconds                       prometheus.Histogram
+	epochs, decisions                 *prometheus.CounterVec
+	moves                             prometheus.Counter
+	models                            []modelGauge
+}
+
+// modelGauge is a figure of each model.
+type modelGauge struct {
+	vec *prometheus.GaugeVec
+	of  func(plan.ModelDemand) float64
+}
+
+// NewMetrics registers the planner's metrics.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	gauge := func(name, help string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+		reg.MustRegister(g)
+		return g
+	}
+	m := &Metrics{
+		revision: gauge("gpulet_plan_revision", "Revision of the current plan."),
+		desired:  gauge("gpulet_desired_gpus", "GPUs that would serve all that is needed now."),
+		used:     gauge("gpulet_gpus_used", "GPUs that the current plan uses."),
+		problems: gauge("gpulet_planner_problems", "Problems that an operator should see."),
+		planSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "gpulet_plan_seconds", Help: "Time to decide one epoch.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
+		}),
+		epochs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gpulet_epochs_total", Help: "Epochs by what started them.",
+		}, []string{"reason"}),
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gpulet_decisions_total", Help: "Epochs by what was decided.",
+		}, []string{"cause"}),
+		moves: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gpulet_moves_total", Help: "Models that plans loaded somewhere.",
+		}),
+	}
+	m.models = []modelGauge{
+		perModel("gpulet_model_rate_rps", "Smoothed rate of arriving requests.", func(d plan.ModelDemand) float64 { return d.RateRPS }),
+		perModel("gpulet_model_need_rps", "Samples per second that a plan is asked to carry.", func(d plan.ModelDemand) float64 { return d.NeedRPS }),
+		perModel("gpulet_model_planned_rps", "Samples per second that the current plan carries.", func(d plan.ModelDemand) float64 { return d.PlannedRPS }),
+		perModel("gpulet_model_lag", "Requests stored or fetched and not answered.", func(d plan.ModelDemand) float64 { return float64(d.Pending + d.InFlight) }),
+		perModel("gpulet_model_oldest_seconds", "Age of the oldest unanswered request.", func(d plan.ModelDemand) float64 { return d.OldestMs / 1000 }),
+	}
+	reg.MustRegister(m.planSeconds, m.epochs, m.decisions, m.moves)
+	for _, g := range m.models {
+		reg.MustRegister(g.vec)
+	}
+	return m
+}
+
+func perModel(name, help string, of func(plan.ModelDemand) float64) modelGauge {
+	return modelGauge{prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{"model"}), of}
+}
+
+// epoch counts one decision.
+func (m *Metrics) epoch(cause string, d epoch.Decision, took time.Duration) {
+	m.epochs.WithLabelValues(cause).Inc()
+	m.decisions.WithLabelValues(d.Cause).Inc()
+	m.planSeconds.Observe(took.Seconds())
+	m.moves.Add(float64(d.Moves))
+}
+
+// look shows the state after one look.
+func (m *Metrics) look(current plan.Plan, d epoch.Decision, r plan.PlannerReport) {
+	m.revision.Set(float64(current.Revision))
+	m.used.Set(float64(current.GPUsUsed))
+	m.desired.Set(float64(d.DesiredGPUs))
+	m.problems.Set(float64(len(r.Problems)))
+	for _, g := range m.models {
+		g.vec.Reset()
+		for _, d := range r.Models {
+			g.vec.WithLabelValues(d.Model).Set(g.of(d))
+		}
+	}
+}

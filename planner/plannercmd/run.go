@@ -1,0 +1,104 @@
+package plannercmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gpulet/gpulet/planner/internal/control"
+	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/cli"
+	"github.com/gpulet/gpulet/shared/telemetry"
+)
+
+// runConfig is the configuration of planner run.
+type runConfig struct {
+	Bus       bus.Config
+	Telemetry telemetry.Config
+	Steer     steerConfig
+	// Models is the repository of models to serve.
+	Models string `env:"MODELS" envDefault:"models" usage:"folder of the model repository"`
+	// Profiles holds shipped profiles; what agents measure comes over the bus.
+	Profiles string `env:"PROFILES" envDefault:"profiles" usage:"folder of shipped profiles, by GPU type"`
+	// MetricsAddr answers /metrics and /healthz.
+	MetricsAddr string `env:"METRICS_ADDR" envDefault:":8004" usage:"address of /metrics, /healthz and pprof"`
+	// Observe is how often lag and rates are read.
+	Observe time.Duration `env:"OBSERVE" envDefault:"1s" usage:"time between looks at rates and queues"`
+	// MinGap keeps epochs that cannot wait from following each other at once.
+	MinGap time.Duration `env:"MIN_GAP" envDefault:"2s" usage:"least time between an epoch and one that cannot wait"`
+}
+
+// Validate names the first setting that is out of range.
+func (c *runConfig) Validate() error {
+	if err := errors.Join(c.Bus.Validate(), c.Telemetry.Validate(), c.Steer.Validate()); err != nil {
+		return err
+	}
+	switch {
+	case c.Observe < 10*time.Millisecond || c.Observe > c.Steer.Epoch:
+		return fmt.Errorf("observe %v: must be between 10ms and the epoch, %v", c.Observe, c.Steer.Epoch)
+	case c.MinGap < 0:
+		return fmt.Errorf("min-gap %v: must not be negative", c.MinGap)
+	}
+	return nil
+}
+
+func newRunCommand() *cobra.Command {
+	cfg := &runConfig{}
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Plan a running system, epoch by epoch",
+		Long: `Watches hosts, models and queues, and publishes a new plan when the one that runs is broken,
+falls short, or takes more GPUs than are needed. Registers the models of the repository and keeps
+their queues.`,
+		Example: `  planner run
+  planner run --models /srv/models --profiles /srv/profiles --epoch 5s
+  GPULET_NATS_URL=nats://nats:4222 planner run --idle-after 10m`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cli.Load(cmd, cfg); err != nil {
+				return err
+			}
+			return run(cmd, cfg)
+		},
+	}
+	cli.Bind(cmd, cfg)
+	return cmd
+}
+
+func run(cmd *cobra.Command, cfg *runConfig) error {
+	ctx, stop := context.WithCancel(cmd.Context())
+	defer stop()
+	log := telemetry.NewLogger(cfg.Telemetry, cmd.ErrOrStderr(), "planner")
+	s := cfg.Steer
+	log.Info("starting", "models", cfg.Models, "profiles", cfg.Profiles, "epoch", s.Epoch, "algorithm", s.Algorithm,
+		"interference", s.Interference, "warm_rps", s.WarmRPS, "idle_after", s.IdleAfter, "hold", s.Hold, "violations", s.Violations)
+	reg := telemetry.NewRegistry()
+	metrics := control.NewMetrics(reg)
+	server, err := telemetry.Serve(ctx, cfg.MetricsAddr, reg, log)
+	if err != nil {
+		return err
+	}
+	defer server.Wait()
+	defer stop()
+	b, err := bus.Connect(ctx, cfg.Bus, bus.RolePlanner, "planner", log)
+	if ctx.Err() != nil {
+		return nil // stopped before there was a bus
+	}
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	server.SetHealth(func() error {
+		if !b.Connected() {
+			return errors.New("not connected to NATS")
+		}
+		return nil
+	})
+	planner := control.New(control.Config{
+		Name: control.DefaultName(), Epoch: s.Epoch, Observe: cfg.Observe, MinGap: cfg.MinGap,
+		Decide: s.decide(), Models: cfg.Models, Profiles: cfg.Profiles, Interference: s.Interference,
+	}, b, metrics, log)
+	return planner.Run(ctx)
+}
