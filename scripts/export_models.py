@@ -13,8 +13,10 @@ execution), and rounding every weight and activation to half precision changes t
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import re
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -279,6 +281,14 @@ def provide(root: Path, name: str, slo: Optional[str], weights: bool, force: boo
     return done
 
 
+def alone(task: Callable[..., str], *args) -> str:
+    """Run task in a process of its own: TorchScript numbers classes of the same name through the life of a
+    process, so an archive would depend on what was traced before it; and its memory is given back."""
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business, which then ends the child
+    with multiprocessing.get_context("fork").Pool(1, signal.signal, ignore) as pool:
+        return pool.apply(task, args)
+
+
 def verify(root: Path, names: List[str]) -> int:
     names = names or sorted(p.parent.name for p in root.glob("*/model.yaml"))
     if not names:
@@ -341,7 +351,8 @@ def main(argv: Sequence[str]) -> int:
     failed = 0
     for name in args.names or list(ZOO):
         try:
-            print(f"{name}: {provide(args.out, name, args.slo.get(name), args.weights, args.force)}", flush=True)
+            done = alone(provide, args.out, name, args.slo.get(name), args.weights, args.force)
+            print(f"{name}: {done}", flush=True)
         except ImportError as err:
             failed += 1
             print(f"error: {name}: {err}: run scripts/setup.sh --for demo", file=sys.stderr)
@@ -352,4 +363,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

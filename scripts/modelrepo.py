@@ -69,7 +69,6 @@ def trace(module: torch.nn.Module, inputs: Tensors) -> torch.jit.ScriptModule:
     """Trace module and prove that the batch dimension stayed free: batches of 1 and 3 must agree with
     eager execution within 1e-5 of the output's magnitude. Raises ValueError otherwise."""
     module.eval()
-    forget_classes()
     with torch.no_grad():
         traced = torch.jit.trace(module, tuple(t[:2] for t in inputs), check_trace=False)
     for n in (1, 3):
@@ -81,14 +80,6 @@ def trace(module: torch.nn.Module, inputs: Tensors) -> torch.jit.ScriptModule:
             if off > 1e-5 * max(1.0, want.abs().max().item()):
                 raise ValueError(f"trace disagrees with eager at batch {n}: off by {off:g}")
     return traced
-
-
-def forget_classes() -> None:
-    """Make TorchScript forget the classes of earlier traces. It numbers classes of the same name through
-    the life of a process, so an archive would otherwise depend on what was traced before it."""
-    torch._C._jit_clear_class_registry()
-    torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
-    torch.jit._state._clear_class_state()
 
 
 def save(root: Path, entry: Entry, module: torch.jit.ScriptModule, samples: Samples) -> Path:
