@@ -1,0 +1,144 @@
+package loadgencmd
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/cli"
+	"github.com/gpulet/gpulet/shared/model"
+	"github.com/gpulet/gpulet/shared/tensor"
+)
+
+// catalog knows the registered models.
+type catalog interface {
+	// lookup returns the named models. A name that is not registered is a usage error that lists
+	// those that are.
+	lookup(ctx context.Context, names []string) (map[string]model.Config, error)
+}
+
+// lookupTimeout bounds a look at the catalog.
+const lookupTimeout = 10 * time.Second
+
+// busCatalog reads the planner's registrations.
+type busCatalog struct{ bus *bus.Bus }
+
+func (c busCatalog) lookup(ctx context.Context, names []string) (map[string]model.Config, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	registered, err := c.bus.Models(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the registered models: %w", err)
+	}
+	known := map[string]model.Config{}
+	var list []string
+	for _, m := range registered {
+		known[m.Name] = m.Config
+		list = append(list, m.Name)
+	}
+	for _, name := range names {
+		if _, ok := known[name]; !ok {
+			return nil, unknownModel(name, list)
+		}
+	}
+	return known, nil
+}
+
+func unknownModel(name string, registered []string) error {
+	if len(registered) == 0 {
+		return cli.Usagef("model %s: no models are registered: is the planner running, with --models?", name)
+	}
+	return cli.Usagef("model %s is not registered: expected one of %s", name, strings.Join(registered, ", "))
+}
+
+// httpCatalog asks a frontend.
+type httpCatalog struct{ url string }
+
+// metadata is the v2 protocol's model metadata, with what gpulet adds.
+type metadata struct {
+	Inputs []struct {
+		Name     string       `json:"name"`
+		DataType tensor.DType `json:"datatype"`
+		Shape    []int64      `json:"shape"` // the batch dimension included
+	} `json:"inputs"`
+	Parameters struct {
+		SLOMs     float64 `json:"slo_ms"`
+		TimeoutMs float64 `json:"timeout_ms"`
+	} `json:"parameters"`
+}
+
+// defaultTimeout is that of a model whose frontend names none.
+const defaultTimeout = 30 * time.Second
+
+func (c httpCatalog) lookup(ctx context.Context, names []string) (map[string]model.Config, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	known := map[string]model.Config{}
+	for _, name := range names {
+		var md metadata
+		status, err := c.call(ctx, http.MethodGet, "/v2/models/"+url.PathEscape(name), &md)
+		if status == http.StatusNotFound {
+			return nil, unknownModel(name, c.index(ctx))
+		}
+		if err != nil {
+			return nil, err
+		}
+		known[name] = md.config(name)
+	}
+	return known, nil
+}
+
+// index lists the frontend's models; empty when it does not say.
+func (c httpCatalog) index(ctx context.Context) []string {
+	var entries []struct {
+		Name string `json:"name"`
+	}
+	if _, err := c.call(ctx, http.MethodPost, "/v2/repository/index", &entries); err != nil {
+		return nil
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name)
+	}
+	return names
+}
+
+// call decodes the JSON answer of a GET or an empty POST into out.
+func (c httpCatalog) call(ctx context.Context, method, path string, out any) (status int, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.url, "/")+path, nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, fmt.Errorf("frontend: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return resp.StatusCode, fmt.Errorf("frontend: %s %s: HTTP status %s", method, req.URL, resp.Status)
+	}
+	if err := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 1<<20)).Decode(out); err != nil {
+		return resp.StatusCode, fmt.Errorf("frontend: %s %s: %w", method, req.URL, err)
+	}
+	return resp.StatusCode, nil
+}
+
+func (md metadata) config(name string) model.Config {
+	c := model.Config{
+		Name:    name,
+		SLO:     time.Duration(md.Parameters.SLOMs * float64(time.Millisecond)),
+		Timeout: time.Duration(md.Parameters.TimeoutMs * float64(time.Millisecond)),
+	}
+	if c.Timeout <= 0 {
+		c.Timeout = defaultTimeout
+	}
+	for _, in := range md.Inputs {
+		c.Inputs = append(c.Inputs, tensor.Spec{Name: in.Name, DType: in.DataType, Shape: in.Shape[min(1, len(in.Shape)):]})
+	}
+	return c
+}
