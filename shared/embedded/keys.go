@@ -79,5 +79,5 @@ func makeSeed(file string) ([]byte, error) {
 	if err := errors.Join(werr, tmp.Sync(), tmp.Close(), os.Rename(tmp.Name(), file)); err != nil {
 		return nil, err
 	}
-	return seed, nil
+	return bytes.Clone(seed), nil // the pair wipes its own
 }
