@@ -1,0 +1,73 @@
+package frontendcmd
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gpulet/gpulet/frontend/internal/fleet"
+	"github.com/gpulet/gpulet/frontend/internal/inbox"
+)
+
+// system shows what the inbox and the fleet know, read when /metrics is.
+type system struct {
+	inbox *inbox.Inbox
+	fleet *fleet.Fleet
+}
+
+var (
+	unclaimedDesc = prometheus.NewDesc("gpulet_frontend_replies_unclaimed_total",
+		"Replies nobody waited for: late (the waiter had left), duplicate (already answered) or stray.", []string{"kind"}, nil)
+	waitingDesc = prometheus.NewDesc("gpulet_frontend_requests_waiting",
+		"Requests sent to a queue and not answered yet.", nil, nil)
+	lagDesc = prometheus.NewDesc("gpulet_queue_lag_requests",
+		"Requests in a model's queue: pending (not fetched) and ack_pending (fetched, not acknowledged).", []string{"model", "state"}, nil)
+	oldestDesc = prometheus.NewDesc("gpulet_queue_oldest_seconds",
+		"Age of the oldest request in a model's queue.", []string{"model"}, nil)
+	planDesc  = prometheus.NewDesc("gpulet_plan_revision", "Revision of the current plan.", nil, nil)
+	readyDesc = prometheus.NewDesc("gpulet_model_ready",
+		"1 while a gpu-let serves the model, else 0.", []string{"model"}, nil)
+)
+
+func registerSystem(reg prometheus.Registerer, i *inbox.Inbox, f *fleet.Fleet) {
+	reg.MustRegister(&system{i, f})
+}
+
+// Describe implements prometheus.Collector.
+func (s *system) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{unclaimedDesc, waitingDesc, lagDesc, oldestDesc, planDesc, readyDesc} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (s *system) Collect(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	st := s.inbox.Stats()
+	counter(unclaimedDesc, st.Late, "late")
+	counter(unclaimedDesc, st.Duplicates, "duplicate")
+	counter(unclaimedDesc, st.Strays, "stray")
+	gauge(waitingDesc, float64(st.Pending))
+	gauge(planDesc, float64(s.fleet.Plan().Revision))
+	for _, m := range s.fleet.Models() {
+		ready := 0.0
+		if s.fleet.ModelReady(m.Name) == nil {
+			ready = 1
+		}
+		gauge(readyDesc, ready, m.Name)
+	}
+	for model, lag := range s.fleet.State().Lag {
+		gauge(lagDesc, float64(lag.Pending), model, "pending")
+		gauge(lagDesc, float64(lag.AckPending), model, "ack_pending")
+		age := 0.0
+		if !lag.Oldest.IsZero() {
+			age = max(0, time.Since(lag.Oldest).Seconds())
+		}
+		gauge(oldestDesc, age, model)
+	}
+}

@@ -1,0 +1,272 @@
+package v2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/gpulet/gpulet/frontend/internal/admit"
+	"github.com/gpulet/gpulet/frontend/internal/inbox"
+	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/model"
+	"github.com/gpulet/gpulet/shared/tensor"
+	"github.com/gpulet/gpulet/shared/wire"
+)
+
+// Headers of an answer beside those of shared/wire: where the request's time went, and who ran it.
+const (
+	headerQueued  = "Gpulet-Queued-Us"
+	headerBatched = "Gpulet-Batched-Us"
+	headerExec    = "Gpulet-Exec-Us"
+	headerBatch   = "Gpulet-Batch"
+	headerGpulet  = "Gpulet-Id"
+	headerShare   = "Gpulet-Share"
+	headerPlan    = "Gpulet-Plan"
+)
+
+// infer answers one inference request, with an error where it ends in one, and counts it.
+func (s *Server) infer(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	n := s.inFlight.Add(1)
+	s.metrics.inFlight.Inc()
+	defer func() {
+		s.inFlight.Add(-1)
+		s.metrics.inFlight.Dec()
+	}()
+
+	label := unknownModel
+	m, err := s.lookup(r)
+	if err != nil {
+		err = &admit.Refusal{Status: wire.UnknownModel, Detail: err.Error()}
+	} else {
+		label = m.Name
+		err = admit.InFlight(n, s.opts.MaxInFlight)
+	}
+	if err == nil {
+		err = s.exchange(w, r, m, start)
+	}
+
+	status := wire.StatusOK
+	if err != nil {
+		status = s.refuse(w, r, label, err)
+	}
+	s.metrics.observe(label, status, time.Since(start))
+}
+
+// exchange takes the request through: read, check, send, wait, answer. An error means that nothing
+// has been written yet.
+func (s *Server) exchange(w http.ResponseWriter, r *http.Request, m *model.Model, start time.Time) error {
+	call, req, deadline, err := s.submit(w, r, m, start)
+	if err != nil {
+		return err
+	}
+	w.Header().Set(wire.HeaderRequestID, call.RequestID)
+	msg, err := call.Wait(r.Context(), deadline)
+	if err != nil {
+		return s.waitError(r.Context(), m, err, time.Since(start))
+	}
+	rep, err := wire.DecodeReply(msg.Get, msg.Body)
+	if err != nil {
+		return fmt.Errorf("model %s: its reply cannot be read: %w", m.Name, err)
+	}
+	if rep.Status != wire.StatusOK {
+		return &admit.Refusal{Status: rep.Status, Detail: replyDetail(m, rep), Retry: retryAfter(rep.Status)}
+	}
+	return s.answer(w, m, req, rep, start)
+}
+
+// submit reads, checks and sends the request. The body's buffers are free again when it returns:
+// of the request only what the answer needs is kept.
+func (s *Server) submit(w http.ResponseWriter, r *http.Request, m *model.Model, now time.Time) (*inbox.Call, wire.V2Request, time.Time, error) {
+	body, message := getBuffer(), getBuffer()
+	defer putBuffer(body)
+	defer putBuffer(message)
+	var none wire.V2Request
+	raw, err := readBody(w, r, body, s.opts.MaxBody)
+	if err != nil {
+		return nil, none, now, err
+	}
+	maxPayload := s.opts.MaxPayload()
+	req, err := decode(r.Header, raw, m, wire.Limits{MaxBytes: int(max(maxPayload, s.opts.MaxBody))})
+	if err != nil {
+		return nil, none, now, admit.BadRequest(err)
+	}
+	if err := admit.Tensors(req.Request, m); err != nil {
+		return nil, none, now, err
+	}
+	deadline, err := admit.Deadline(r.Header.Get, req.Timeout, m, now)
+	if err != nil {
+		return nil, none, now, err
+	}
+	if *message, err = wire.AppendRequest(*message, req.Request); err != nil {
+		return nil, none, now, admit.BadRequest(err)
+	}
+	if err := admit.Message(len(*message), maxPayload); err != nil {
+		return nil, none, now, err
+	}
+	call, err := s.sender.Send(&bus.Message{Model: m.Name, Timeout: time.Until(deadline), Body: *message})
+	if err != nil {
+		return nil, none, now, s.waitError(r.Context(), m, err, 0)
+	}
+	req.Inputs = nil
+	return call, req, deadline, nil
+}
+
+// errClientGone stands for a request that nobody waits for any more.
+var errClientGone = &admit.Refusal{Status: wire.Cancelled, Detail: "the client has left"}
+
+// waitError turns why there is no reply into a Refusal.
+func (s *Server) waitError(ctx context.Context, m *model.Model, err error, waited time.Duration) error {
+	refuse := func(status wire.Status, text string) error {
+		return &admit.Refusal{Status: status, Detail: "model " + m.Name + ": " + text, Retry: retryAfter(status)}
+	}
+	switch {
+	case errors.Is(err, inbox.ErrExpired):
+		return refuse(wire.Expired, fmt.Sprintf("no answer within %v", waited.Round(time.Microsecond)))
+	case errors.Is(err, inbox.ErrClosed):
+		return refuse(wire.Unavailable, err.Error())
+	case ctx.Err() != nil:
+		return errClientGone
+	}
+	status := wire.Failed
+	switch {
+	case errors.Is(err, bus.ErrOverloaded):
+		status = wire.Overloaded
+	case errors.Is(err, bus.ErrUnavailable), errors.Is(err, bus.ErrClosed):
+		status = wire.Unavailable
+	case errors.Is(err, bus.ErrTooLarge):
+		s.metrics.refused.WithLabelValues(m.Name, string(wire.BadRequest)).Inc()
+		return &admit.Refusal{Status: wire.BadRequest, TooLarge: true, Detail: err.Error()}
+	}
+	s.metrics.refused.WithLabelValues(m.Name, string(status)).Inc()
+	return refuse(status, err.Error())
+}
+
+func replyDetail(m *model.Model, rep wire.Reply) string {
+	if rep.Detail == "" {
+		return fmt.Sprintf("model %s: %s", m.Name, rep.Status)
+	}
+	return fmt.Sprintf("model %s: %s: %s", m.Name, rep.Status, rep.Detail)
+}
+
+func retryAfter(status wire.Status) time.Duration {
+	if status == wire.Overloaded || status == wire.Unavailable {
+		return time.Second
+	}
+	return 0
+}
+
+// answer writes the outputs: JSON, and behind it the bytes of those wanted as binary data, straight
+// from the reply.
+func (s *Server) answer(w http.ResponseWriter, m *model.Model, req wire.V2Request, rep wire.Reply, start time.Time) error {
+	outputs, err := choose(rep.Outputs, req.Outputs)
+	if err != nil {
+		return fmt.Errorf("model %s: %w", m.Name, err)
+	}
+	text, hasBinary, err := wire.EncodeV2Response(wire.V2Response{
+		ID: req.ID, Model: m.Name, Version: strconv.Itoa(rep.Version), Outputs: outputs,
+	}, req.WantsBinary)
+	if err != nil {
+		return fmt.Errorf("model %s: %w", m.Name, err)
+	}
+	h := w.Header()
+	setTiming(h, rep.Timing, time.Since(start))
+	if !hasBinary {
+		writeBody(w, http.StatusOK, text)
+		return nil
+	}
+	size := len(text)
+	for _, o := range outputs {
+		if req.WantsBinary(o.Name) {
+			size += len(o.Data)
+		}
+	}
+	h.Set("Content-Type", wire.TypeRaw)
+	h.Set("Content-Length", strconv.Itoa(size))
+	h.Set(headerJSONLength, strconv.Itoa(len(text)))
+	_, err = w.Write(text)
+	for _, o := range outputs {
+		if err == nil && req.WantsBinary(o.Name) {
+			_, err = w.Write(o.Data)
+		}
+	}
+	if err != nil {
+		s.log.Debug("the client left during the answer", "model", m.Name, "error", err)
+	}
+	return nil
+}
+
+// choose returns the wanted outputs in the order in which they are wanted; none wanted means all.
+func choose(outputs []tensor.Tensor, wanted []string) ([]tensor.Tensor, error) {
+	if len(wanted) == 0 {
+		return outputs, nil
+	}
+	chosen := make([]tensor.Tensor, len(wanted))
+	for i, name := range wanted {
+		at := slices.IndexFunc(outputs, func(t tensor.Tensor) bool { return t.Name == name })
+		if at < 0 {
+			return nil, fmt.Errorf("its reply lacks output %q", name)
+		}
+		chosen[i] = outputs[at]
+	}
+	return chosen, nil
+}
+
+func setTiming(h http.Header, t wire.Timing, total time.Duration) {
+	us := func(n int64) time.Duration { return time.Duration(n) * time.Microsecond }
+	h.Set(headerQueued, strconv.FormatInt(t.QueuedUs, 10))
+	h.Set(headerBatched, strconv.FormatInt(t.BatchedUs, 10))
+	h.Set(headerExec, strconv.FormatInt(t.ExecUs, 10))
+	h.Set(headerBatch, strconv.Itoa(t.Batch))
+	h.Set(headerGpulet, t.Gpulet)
+	h.Set(headerShare, strconv.Itoa(t.Share))
+	h.Set(headerPlan, strconv.FormatUint(t.Plan, 10))
+	h.Set("Server-Timing", serverTiming("queue", us(t.QueuedUs), "batch", us(t.BatchedUs), "exec", us(t.ExecUs), "total", total))
+}
+
+// refuse answers with an error and returns the status to count it under.
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, label string, err error) wire.Status {
+	var ref *admit.Refusal
+	if !errors.As(err, &ref) {
+		s.log.Error("request failed", "model", label, "error", err)
+		ref = &admit.Refusal{Status: wire.Failed, Detail: err.Error()}
+	}
+	s.log.LogAttrs(r.Context(), slog.LevelDebug, "request refused",
+		slog.String("model", label), slog.String("status", string(ref.Status)), slog.String("detail", ref.Detail))
+	if ref.Status == wire.Cancelled && r.Context().Err() != nil {
+		return ref.Status // nobody is there to read an answer
+	}
+	w.Header().Set(wire.HeaderStatus, string(ref.Status))
+	if ref.Retry > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int((ref.Retry+time.Second-1)/time.Second)))
+	}
+	writeError(w, code(ref), ref.Detail)
+	return ref.Status
+}
+
+// code is the HTTP status of a refusal.
+func code(ref *admit.Refusal) int {
+	switch ref.Status {
+	case wire.BadRequest:
+		if ref.TooLarge {
+			return http.StatusRequestEntityTooLarge
+		}
+		return http.StatusBadRequest
+	case wire.UnknownModel:
+		return http.StatusNotFound
+	case wire.Overloaded:
+		return http.StatusTooManyRequests
+	case wire.Unavailable:
+		return http.StatusServiceUnavailable
+	case wire.Expired:
+		return http.StatusGatewayTimeout
+	case wire.Cancelled:
+		return http.StatusConflict
+	}
+	return http.StatusInternalServerError
+}

@@ -1,0 +1,144 @@
+package v2
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/gpulet/gpulet/shared/model"
+	"github.com/gpulet/gpulet/shared/tensor"
+)
+
+// Name of the server and platform of its models, as the protocol asks for them.
+const (
+	serverName = "gpulet"
+	platform   = "pytorch_libtorch"
+)
+
+func (s *Server) server(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, map[string]any{
+		"name": serverName, "version": s.opts.Version,
+		"extensions": []string{"binary_tensor_data", "model_configuration", "model_repository"},
+	})
+}
+
+// live: the process answers.
+func (s *Server) live(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, map[string]bool{"live": true})
+}
+
+// ready: the bus is reached and a plan has been published; one model's readiness has its own path.
+func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
+	if err := s.fleet.Ready(); err != nil {
+		writeError(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	writeJSON(w, map[string]bool{"ready": true})
+}
+
+// indexEntry is one model of the model repository extension.
+type indexEntry struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+	State   string `json:"state"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+func (s *Server) index(w http.ResponseWriter, _ *http.Request) {
+	entries := []indexEntry{}
+	for _, m := range s.fleet.Models() {
+		e := indexEntry{Name: m.Name, Version: strconv.Itoa(m.Version), State: "READY"}
+		if err := s.fleet.ModelReady(m.Name); err != nil {
+			e.State, e.Reason = "UNAVAILABLE", err.Error()
+		}
+		entries = append(entries, e)
+	}
+	writeJSON(w, entries)
+}
+
+// lookup finds the model, and the version where the path has one.
+func (s *Server) lookup(r *http.Request) (*model.Model, error) {
+	name := r.PathValue("model")
+	m, ok := s.fleet.Model(name)
+	if !ok {
+		return nil, fmt.Errorf("unknown model %q", name)
+	}
+	if v := r.PathValue("version"); v != "" && v != strconv.Itoa(m.Version) {
+		return nil, fmt.Errorf("model %s has no version %q: expected %d", name, v, m.Version)
+	}
+	return m, nil
+}
+
+func (s *Server) modelReady(w http.ResponseWriter, r *http.Request) {
+	m, err := s.lookup(r)
+	if err != nil {
+		writeError(w, http.StatusNotFound, err.Error())
+		return
+	}
+	if err := s.fleet.ModelReady(m.Name); err != nil {
+		writeError(w, http.StatusServiceUnavailable, fmt.Sprintf("model %s is not ready: %v", m.Name, err))
+		return
+	}
+	writeJSON(w, map[string]any{"name": m.Name, "ready": true})
+}
+
+type tensorMetadata struct {
+	Name     string       `json:"name"`
+	DataType tensor.DType `json:"datatype"`
+	Shape    []int64      `json:"shape"`
+}
+
+func (s *Server) metadata(w http.ResponseWriter, r *http.Request) {
+	m, err := s.lookup(r)
+	if err != nil {
+		writeError(w, http.StatusNotFound, err.Error())
+		return
+	}
+	writeJSON(w, struct {
+		Name     string           `json:"name"`
+		Versions []string         `json:"versions"`
+		Platform string           `json:"platform"`
+		Inputs   []tensorMetadata `json:"inputs"`
+		Outputs  []tensorMetadata `json:"outputs"`
+	}{m.Name, []string{strconv.Itoa(m.Version)}, platform, describe(m.Inputs), describe(m.Outputs)})
+}
+
+// describe puts the batch dimension, which varies, before the shapes.
+func describe(specs []tensor.Spec) []tensorMetadata {
+	list := make([]tensorMetadata, len(specs))
+	for i, s := range specs {
+		list[i] = tensorMetadata{s.Name, s.DType, append([]int64{-1}, s.Shape...)}
+	}
+	return list
+}
+
+type tensorConfig struct {
+	Name     string  `json:"name"`
+	DataType string  `json:"data_type"`
+	Dims     []int64 `json:"dims"`
+}
+
+// config answers the part of the model configuration extension that load generators ask for.
+func (s *Server) config(w http.ResponseWriter, r *http.Request) {
+	m, err := s.lookup(r)
+	if err != nil {
+		writeError(w, http.StatusNotFound, err.Error())
+		return
+	}
+	writeJSON(w, struct {
+		Name         string         `json:"name"`
+		Platform     string         `json:"platform"`
+		Backend      string         `json:"backend"`
+		MaxBatchSize int            `json:"max_batch_size"`
+		Input        []tensorConfig `json:"input"`
+		Output       []tensorConfig `json:"output"`
+	}{m.Name, platform, "pytorch", m.MaxBatch, configure(m.Inputs), configure(m.Outputs)})
+}
+
+func configure(specs []tensor.Spec) []tensorConfig {
+	list := make([]tensorConfig, len(specs))
+	for i, s := range specs {
+		list[i] = tensorConfig{s.Name, "TYPE_" + s.DType.String(), append([]int64{}, s.Shape...)}
+	}
+	return list
+}
