@@ -1,0 +1,296 @@
+package drive
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gpulet/gpulet/loadgen/internal/arrival"
+	"github.com/gpulet/gpulet/loadgen/internal/report"
+	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/embedded/embeddedtest"
+	"github.com/gpulet/gpulet/shared/tensor"
+	"github.com/gpulet/gpulet/shared/wire"
+)
+
+// send runs streams over the sender that connect makes.
+func send(t testing.TB, streams []Stream, opts Options, connect func(Sink) (Sender, error)) (map[string]report.Figures, report.Figures) {
+	t.Helper()
+	run, err := New(streams, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sender, err := connect(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return run.Figures(run.Do(context.Background(), context.Background(), sender))
+}
+
+// broker is an embedded server with queues, and a worker that answers with what it was sent.
+func broker(t testing.TB, queues ...bus.Queue) (client *bus.Bus) {
+	t.Helper()
+	srv := embeddedtest.StartTest(t)
+	planner := embeddedtest.Connect(t, srv, bus.RolePlanner)
+	if err := planner.EnsureBase(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range queues {
+		if err := planner.EnsureQueue(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, q := range queues {
+		if q.MaxMsgs > 1000 {
+			serveEcho(t, embeddedtest.Connect(t, srv, bus.RoleWorker), q.Model)
+		}
+	}
+	return embeddedtest.Connect(t, srv, bus.RoleClient)
+}
+
+func queue(model string, maxMsgs int64) bus.Queue {
+	return bus.Queue{Model: model, MaxMsgs: maxMsgs, MaxBytes: 256 << 20, MaxAge: time.Minute, AckWait: 30 * time.Second, MaxAckPending: 1 << 16}
+}
+
+// serveEcho answers a model's requests with their input until the test ends.
+func serveEcho(t testing.TB, b *bus.Bus, model string) {
+	t.Helper()
+	events := make(chan bus.PullEvent, 1024)
+	p, err := b.NewPuller(model, bus.PullerOptions{Events: events})
+	if err != nil {
+		t.Fatal(err)
+	}
+	quit := make(chan struct{})
+	var done sync.WaitGroup
+	pull := func() {
+		if err := p.Pull(512, true, time.Minute); err != nil {
+			t.Errorf("pull: %v", err)
+		}
+	}
+	pull()
+	done.Go(func() {
+		for {
+			select {
+			case <-quit:
+				return
+			case e := <-events:
+				if e.Ended {
+					pull()
+					continue
+				}
+				if err := echoReply(b, e.Msg); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	t.Cleanup(func() {
+		close(quit)
+		done.Wait()
+		p.Close()
+	})
+}
+
+func echoReply(b *bus.Bus, m *bus.Msg) error {
+	req, err := wire.DecodeRequest(m.Get(wire.HeaderType), m.Data, nil, wire.Limits{})
+	if err != nil {
+		return err
+	}
+	out := req.Inputs[0]
+	out.Name = "y"
+	header, body, err := wire.EncodeReply("", wire.Reply{RequestID: m.Get(wire.HeaderRequestID), Status: wire.StatusOK, Outputs: []tensor.Tensor{out}})
+	if err != nil {
+		return err
+	}
+	if err := b.Reply(m.Get(wire.HeaderReplyTo), header, body); err != nil {
+		return err
+	}
+	return m.Ack()
+}
+
+func TestNATSAnswersEveryRequestRight(t *testing.T) {
+	const d = 500 * time.Millisecond
+	client := broker(t, queue("a", 1<<20), queue("b", 1<<20))
+	streams := []Stream{echoStream("a", 2000, d), echoStream("b", 500, d)}
+	for i := range streams {
+		streams[i].Timeout = 10 * time.Second
+	}
+	models, total := send(t, streams, options(d), func(s Sink) (Sender, error) { return NATS(client, "test", streams, s) })
+	if total.OK != total.Sent || total.Lost+total.Duplicates+total.Wrong+total.Unasked+total.ErrorCount() != 0 {
+		t.Errorf("%+v", total)
+	}
+	if models["a"].Sent < 800 || models["b"].Sent < 200 || total.Correct != total.Sent {
+		t.Errorf("a %d, b %d, correct %d", models["a"].Sent, models["b"].Sent, total.Correct)
+	}
+}
+
+func TestNATSRefusalsAreErrors(t *testing.T) {
+	const d = 200 * time.Millisecond
+	client := broker(t, queue("full", 5))
+	streams := []Stream{echoStream("full", 500, d), echoStream("nobody", 100, d), echoStream("big", 20, d)}
+	streams[2].Items[0].Request.Inputs[0] = tensor.Tensor{Name: "x", DType: tensor.UINT8, Shape: []int64{1, 9 << 20}, Data: make([]byte, 9<<20)}
+	streams[2].Items = streams[2].Items[:1]
+	models, _ := send(t, streams, options(d), func(s Sink) (Sender, error) { return NATS(client, "test", streams, s) })
+	full, nobody, big := models["full"], models["nobody"], models["big"]
+	if full.Errors[wire.Overloaded] != full.Sent-5 || full.Lost != 5 {
+		t.Errorf("a queue of 5 that nobody serves: %d sent, errors %v, lost %d", full.Sent, full.Errors, full.Lost)
+	}
+	if nobody.Errors[wire.Unavailable]+nobody.Errors[wire.UnknownModel] != nobody.Sent {
+		t.Errorf("no queue: %d sent, errors %v", nobody.Sent, nobody.Errors)
+	}
+	if big.Errors[wire.BadRequest] != big.Sent || big.Sent == 0 {
+		t.Errorf("9 MiB: %d sent, errors %v", big.Sent, big.Errors)
+	}
+}
+
+func TestTokensNameRequests(t *testing.T) {
+	for _, c := range []struct {
+		stream int
+		seq    uint64
+	}{{0, 0}, {3, 12345678}, {35, 1 << 60}} {
+		stream, seq, ok := parseToken(token(c.stream, c.seq), c.stream+1)
+		if !ok || stream != c.stream || seq != c.seq {
+			t.Errorf("%d/%d: %s gives %d/%d, %v", c.stream, c.seq, token(c.stream, c.seq), stream, seq, ok)
+		}
+	}
+	for _, bad := range []string{"", "0", "0-", "-0", "z-0", "0-!", "0-0-0"} {
+		if _, _, ok := parseToken(bad, 3); ok {
+			t.Errorf("%q was taken as a token", bad)
+		}
+	}
+}
+
+// v2 serves echo models over the v2 protocol; answer may take a request over.
+func v2(t testing.TB, answer func(w http.ResponseWriter, n int) bool) *httptest.Server {
+	var mu sync.Mutex
+	n := 0
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		n++
+		this := n
+		mu.Unlock()
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		if answer(w, this) {
+			return
+		}
+		jsonLen, err := strconv.Atoi(r.Header.Get(jsonLength))
+		if err != nil {
+			t.Errorf("%s: %v", jsonLength, err)
+		}
+		req, err := wire.DecodeV2Request(body, jsonLen, nil, wire.Limits{})
+		if err != nil || !req.BinaryOutputs {
+			t.Errorf("request %+v: %v", req, err)
+			return
+		}
+		out := req.Inputs[0]
+		out.Name = "y"
+		text, _, err := wire.EncodeV2Response(wire.V2Response{Model: "echo", Version: "1", Outputs: []tensor.Tensor{out}}, req.WantsBinary)
+		if err != nil {
+			t.Error(err)
+		}
+		w.Header().Set(jsonLength, strconv.Itoa(len(text)))
+		_, _ = w.Write(append(text, out.Data...))
+	}))
+	t.Cleanup(srv.Close)
+	return srv
+}
+
+func overHTTP(url string, connections int, streams []Stream) func(Sink) (Sender, error) {
+	return func(s Sink) (Sender, error) {
+		return HTTP(HTTPOptions{URL: url, Connections: connections}, "test", streams, s)
+	}
+}
+
+func TestHTTPAnswersEveryRequestRight(t *testing.T) {
+	const d = 300 * time.Millisecond
+	srv := v2(t, func(http.ResponseWriter, int) bool { return false })
+	streams := []Stream{echoStream("echo", 500, d)}
+	streams[0].Timeout = 10 * time.Second
+	_, total := send(t, streams, options(d), overHTTP(srv.URL, 8, streams))
+	if total.OK != total.Sent || total.Sent < 100 || total.Lost+total.Wrong+total.ErrorCount() != 0 || total.Correct != total.Sent {
+		t.Errorf("%+v", total)
+	}
+}
+
+func TestHTTPErrorsKeepTheirCodes(t *testing.T) {
+	const d = 300 * time.Millisecond
+	named := []wire.Status{wire.Poisoned, wire.Expired, wire.Overloaded}
+	plain := []int{http.StatusBadRequest, http.StatusNotFound, http.StatusTooManyRequests, http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusTeapot}
+	srv := v2(t, func(w http.ResponseWriter, n int) bool {
+		switch i := n % 10; {
+		case i < len(named):
+			w.Header().Set(wire.HeaderStatus, string(named[i]))
+			w.WriteHeader(http.StatusInternalServerError)
+			_ = json.NewEncoder(w).Encode(map[string]string{"error": "in words"})
+		case i < len(named)+len(plain):
+			w.WriteHeader(plain[i-len(named)])
+		default:
+			_, _ = io.WriteString(w, "no response at all")
+		}
+		return true
+	})
+	streams := []Stream{echoStream("echo", 1000, d)}
+	streams[0].Arrivals = arrival.Replay(make([]time.Duration, 100), 0, d)
+	streams[0].Timeout = 10 * time.Second
+	_, total := send(t, streams, options(d), overHTTP(srv.URL, 4, streams))
+	for code, want := range map[wire.Status]int64{
+		wire.Poisoned: 10, wire.Expired: 20, wire.Overloaded: 20, wire.BadRequest: 10, wire.UnknownModel: 10, wire.Unavailable: 10, wire.Failed: 20,
+	} {
+		if total.Errors[code] != want {
+			t.Errorf("%s: %d, expected %d (%q)", code, total.Errors[code], want, total.Causes[code])
+		}
+	}
+	if total.Causes[wire.Poisoned] != "in words" {
+		t.Errorf("words: %v", total.Causes)
+	}
+}
+
+func TestHTTPWithoutAFrontend(t *testing.T) {
+	const d = 100 * time.Millisecond
+	srv := v2(t, func(http.ResponseWriter, int) bool { return false })
+	srv.Close()
+	streams := []Stream{echoStream("echo", 200, d)}
+	_, total := send(t, streams, options(d), overHTTP(srv.URL, 2, streams))
+	if total.Errors[wire.Unavailable] != total.Sent || total.Lost != 0 {
+		t.Errorf("%d sent, errors %v, lost %d", total.Sent, total.Errors, total.Lost)
+	}
+}
+
+// A frontend that never answers must not hold the run up beyond timeout and grace, and what it
+// was sent is lost.
+func TestHTTPThatHangs(t *testing.T) {
+	const d = 50 * time.Millisecond
+	release := make(chan struct{})
+	srv := v2(t, func(http.ResponseWriter, int) bool { <-release; return true })
+	defer close(release)
+	streams := []Stream{echoStream("echo", 200, d)}
+	_, total := send(t, streams, options(d), overHTTP(srv.URL, 2, streams))
+	if total.Lost != total.Sent || total.Sent == 0 {
+		t.Errorf("%d of %d lost, expected all", total.Lost, total.Sent)
+	}
+}
+
+// BenchmarkNATSSend is what this client can send in a second with a server and a worker beside it.
+func BenchmarkNATSSend(b *testing.B) {
+	client := broker(b, queue("echo", 1<<22))
+	st := echoStream("echo", 1, time.Second)
+	st.Arrivals = arrival.Replay(make([]time.Duration, b.N), 0, time.Hour)
+	st.Timeout = time.Minute
+	b.ReportAllocs()
+	b.ResetTimer()
+	streams := []Stream{st}
+	_, total := send(b, streams, options(time.Hour), func(s Sink) (Sender, error) { return NATS(client, "bench", streams, s) })
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "req/s")
+	if total.OK != int64(b.N) {
+		b.Fatalf("%d of %d ok: %v", total.OK, b.N, total.Errors)
+	}
+}
