@@ -71,7 +71,7 @@ func checkURL(raw string) error {
 		full = "nats://" + raw
 	}
 	u, err := url.Parse(full)
-	if err == nil && u.Hostname() != "" {
+	if err == nil && u.Hostname() != "" && (strings.HasPrefix(u.Host, "[") || !strings.Contains(u.Hostname(), ":")) {
 		switch u.Scheme {
 		case "nats", "tls", "ws", "wss":
 			return nil
@@ -199,6 +199,9 @@ func (e *settingError) Unwrap() error { return e.err }
 
 // hint adds what to do to the errors whose cause is usually a setting.
 func hint(err error, cfg Config, role Role) error {
+	if errors.Is(err, nats.ErrNoServers) {
+		return fmt.Errorf("%w: nothing listens there", err)
+	}
 	if !errors.Is(err, nats.ErrAuthorization) {
 		return err
 	}

@@ -49,7 +49,9 @@ func (b *Bus) buryBatch(ctx context.Context) error {
 	if err != nil {
 		return jsError(err)
 	}
-	batch, err := consumer.Fetch(64, jetstream.FetchContext(ctx))
+	wait, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	batch, err := consumer.Fetch(64, jetstream.FetchContext(wait))
 	if err != nil {
 		return jsError(err)
 	}
@@ -61,7 +63,10 @@ func (b *Bus) buryBatch(ctx context.Context) error {
 		}
 		_ = msg.Ack() // lost: buried again, and de-duplicated
 	}
-	return jsError(batch.Error())
+	if err := batch.Error(); err != nil && wait.Err() == nil {
+		return jsError(err)
+	}
+	return nil
 }
 
 func (b *Bus) buryOne(ctx context.Context, data []byte) error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -48,7 +49,7 @@ type Puller struct {
 	bus      *Bus
 	model    string
 	subject  string // of the pull requests
-	inbox    string // deliveries come to <inbox>.<number of the pull>
+	inbox    string // the server answers to <inbox>.<number of the pull>
 	rank     int
 	maxBytes int
 	events   chan<- PullEvent
@@ -141,7 +142,7 @@ func (p *Puller) Pull(n int, noWait bool, expires time.Duration) error {
 	return nil
 }
 
-// reply makes deliveries of different pulls distinguishable.
+// reply makes the ends of different pulls distinguishable.
 func (p *Puller) reply(id uint64) string { return p.inbox + "." + strconv.FormatUint(id, 36) }
 
 // request is the body of a pull request; the client library has none with both no_wait and expires.
@@ -234,14 +235,8 @@ func (p *Puller) reconnected() {
 }
 
 func (p *Puller) receive(m *nats.Msg) {
-	id, err := strconv.ParseUint(m.Subject[len(p.inbox)+1:], 36, 64)
-	if err != nil {
-		return
-	}
 	if status := m.Header.Get("Status"); status != "" && len(m.Data) == 0 {
-		if status != "100" { // a heartbeat
-			p.end(id, statusError(p.model, status, m.Header.Get("Description")))
-		}
+		p.receiveStatus(m, status)
 		return
 	}
 	msg, err := newFetched(p.bus.nc, m)
@@ -249,7 +244,7 @@ func (p *Puller) receive(m *nats.Msg) {
 		p.bus.log.Error("delivery without metadata", "model", p.model, "error", err)
 		return
 	}
-	last := p.count(id)
+	last := p.count()
 	if !p.emit(PullEvent{Model: p.model, Msg: msg}) {
 		_ = msg.Nak(0)
 	}
@@ -258,11 +253,27 @@ func (p *Puller) receive(m *nats.Msg) {
 	}
 }
 
-// count takes one message off pull id and reports whether that was its last.
-func (p *Puller) count(id uint64) (last bool) {
+// receiveStatus ends the pull that a status is about; its subject says which.
+func (p *Puller) receiveStatus(m *nats.Msg, status string) {
+	if status == "100" { // a heartbeat
+		return
+	}
+	id, err := strconv.ParseUint(strings.TrimPrefix(m.Subject, p.inbox+"."), 36, 64)
+	if err != nil {
+		return
+	}
+	p.end(id, statusError(p.model, status, m.Header.Get("Description")))
+}
+
+// count takes one message off the outstanding pull and reports whether that was its last.
+//
+// A delivery carries the subject it was published to and not that of its pull. One that comes
+// after its pull was given up by the clock is therefore counted to the next: that pull ends a
+// message early, and nothing is lost.
+func (p *Puller) count() (last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.cur == nil || p.cur.id != id {
+	if p.cur == nil {
 		return false
 	}
 	p.cur.left--

@@ -66,16 +66,17 @@ func makeSeed(file string) ([]byte, error) {
 		return nil, err
 	}
 	defer pair.Wipe()
-	seed, err := pair.Seed()
+	seed, err := pair.Seed() // wiped with the pair
 	if err != nil {
 		return nil, err
 	}
+	seed = append(bytes.Clone(seed), '\n')
 	tmp, err := os.CreateTemp(filepath.Dir(file), ".key-*") // made with mode 0600
 	if err != nil {
 		return nil, err
 	}
 	defer os.Remove(tmp.Name()) //nolint:errcheck // gone after the rename
-	_, werr := tmp.Write(append(bytes.Clone(seed), '\n'))
+	_, werr := tmp.Write(seed)
 	if err := errors.Join(werr, tmp.Sync(), tmp.Close(), os.Rename(tmp.Name(), file)); err != nil {
 		return nil, err
 	}
