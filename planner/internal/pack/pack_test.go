@@ -69,3 +69,90 @@ func TestElasticServesAllNineModels(t *testing.T) {
 		fmt.Println(g)
 	}
 }
+
+func TestPeakRough(t *testing.T) {
+	set := shipped(t)
+	mixes := map[string]map[string]float64{
+		"game":    {"lenet": 6, "resnet50": 1},
+		"traffic": {"ssd-mobilenetv1": 1, "googlenet": 1, "vgg16": 1},
+		"scen1":   {"googlenet": 1, "bert": 1, "mnasnet1_0": 1, "mobilenet_v2": 1},
+		"scen2":   {"densenet161": 1, "vgg16": 1},
+		"scen3":   {"resnet50": 1, "vgg16": 1, "mobilenet_v2": 1},
+		"scen4":   {"ssd-mobilenetv1": 1, "mnasnet1_0": 1, "densenet161": 1},
+		"scen5":   {"lenet": 1, "ssd-mobilenetv1": 1, "vgg16": 1, "mnasnet1_0": 1},
+	}
+	for _, name := range []string{"game", "traffic", "scen1", "scen2", "scen3", "scen4", "scen5"} {
+		line := name
+		for _, alg := range Names() {
+			lo, hi := 0.0, 8000.0
+			start := time.Now()
+			n := 0
+			for hi-lo > 5 {
+				mid := (lo + hi) / 2
+				rates := map[string]float64{}
+				for m, k := range mixes[name] {
+					rates[m] = k * mid
+				}
+				in := turing(t, set, 4, rates, true)
+				for i := range in.Models {
+					switch {
+					case name == "game":
+						in.Models[i].SLO = 108 * time.Millisecond
+					case name == "traffic" && in.Models[i].Name == "ssd-mobilenetv1":
+						in.Models[i].SLO = 90 * time.Millisecond
+					case name == "traffic":
+						in.Models[i].SLO = 112 * time.Millisecond
+					}
+				}
+				a, _ := ByName(alg)
+				res := a(in, Options{})
+				n++
+				if v := check.Plan(in, res.Plan); len(v) > 0 {
+					t.Fatal(alg, v[0])
+				}
+				if check.Complete(res.Plan) {
+					lo = mid
+				} else {
+					hi = mid
+				}
+			}
+			line += fmt.Sprintf("  %s %.0f (%.1f ms)", alg, lo, float64(time.Since(start).Microseconds())/1000/float64(n))
+		}
+		fmt.Println(line)
+	}
+}
+
+func TestBoundRough(t *testing.T) {
+	set := shipped(t)
+	mixes := map[string]map[string]float64{
+		"game":    {"lenet": 6, "resnet50": 1},
+		"traffic": {"ssd-mobilenetv1": 1, "googlenet": 1, "vgg16": 1},
+		"scen1":   {"googlenet": 1, "bert": 1, "mnasnet1_0": 1, "mobilenet_v2": 1},
+		"scen2":   {"densenet161": 1, "vgg16": 1},
+		"scen3":   {"resnet50": 1, "vgg16": 1, "mobilenet_v2": 1},
+		"scen4":   {"ssd-mobilenetv1": 1, "mnasnet1_0": 1, "densenet161": 1},
+		"scen5":   {"lenet": 1, "ssd-mobilenetv1": 1, "vgg16": 1, "mnasnet1_0": 1},
+	}
+	for _, interfere := range []bool{true, false} {
+		for _, name := range []string{"game", "traffic", "scen1", "scen2", "scen3", "scen4", "scen5"} {
+			rates := map[string]float64{}
+			for m, k := range mixes[name] {
+				rates[m] = k * 1000
+			}
+			in := turing(t, set, 4, rates, interfere)
+			for i := range in.Models {
+				switch {
+				case name == "game":
+					in.Models[i].SLO = 108 * time.Millisecond
+				case name == "traffic" && in.Models[i].Name == "ssd-mobilenetv1":
+					in.Models[i].SLO = 90 * time.Millisecond
+				case name == "traffic":
+					in.Models[i].SLO = 112 * time.Millisecond
+				}
+			}
+			start := time.Now()
+			b := Bound(in)
+			fmt.Printf("%s interference %v: bound %.0f (%v)\n", name, interfere, 1000*4/b, time.Since(start))
+		}
+	}
+}
