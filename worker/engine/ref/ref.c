@@ -210,14 +210,16 @@ typedef struct {
 #define BAD(p, format, ...) \
   fail((p)->err, GLE_ELOAD, "%s:%d: " format, (p)->path, (p)->line, __VA_ARGS__)
 
-static void split(parser* p, char* text) {
+static int split(parser* p, char* text) {
   p->n = 0;
+  if (strlen(text) == MAX_LINE - 1) return BAD(p, "longer than %d bytes", MAX_LINE - 2);
   text[strcspn(text, "#\r\n")] = '\0';
   char* rest = NULL;
-  for (char* t = strtok_r(text, " \t", &rest); t != NULL && p->n < MAX_TOKENS;
-       t = strtok_r(NULL, " \t", &rest)) {
+  for (char* t = strtok_r(text, " \t", &rest); t != NULL; t = strtok_r(NULL, " \t", &rest)) {
+    if (p->n == MAX_TOKENS) return BAD(p, "more than %d words", MAX_TOKENS);
     p->tokens[p->n++] = t;
   }
+  return GLE_OK;
 }
 
 static int read_name(parser* p, char* name, const char* token) {
@@ -357,7 +359,8 @@ static int parse_file(parser* p, FILE* f, gle_model* m) {
   bool header = false;
   while (status == GLE_OK && fgets(line, sizeof line, f) != NULL) {
     p->line++;
-    split(p, line);
+    status = split(p, line);
+    if (status != GLE_OK) return status;
     if (!header) {
       header = p->n == 2 && strcmp(p->tokens[0], "gpulet-ref") == 0;
       if (!header) return BAD(p, "%s", "not a reference model: expected \"gpulet-ref 1\"");

@@ -8,6 +8,14 @@ import (
 	"github.com/gpulet/gpulet/shared/tensor"
 )
 
+// precisions are what a model may be converted to; Invalid keeps it as it is stored.
+var precisions = map[string]tensor.DType{
+	"stored": tensor.Invalid,
+	"fp32":   tensor.FP32,
+	"fp16":   tensor.FP16,
+	"bf16":   tensor.BF16,
+}
+
 // resolve fills in a Spec's defaults and refuses what no engine could do.
 func (s Spec) resolve() (Spec, error) {
 	if s.Device == "" {
@@ -18,6 +26,9 @@ func (s Spec) resolve() (Spec, error) {
 	}
 	if s.Precision == "" {
 		s.Precision = "stored"
+	}
+	if _, ok := precisions[s.Precision]; !ok {
+		return s, errorf(EINVAL, "%s: precision %q: expected stored, fp32, fp16 or bf16", s.Model.Name, s.Precision)
 	}
 	if s.MaxBatch == 0 {
 		s.MaxBatch = s.Model.MaxBatch

@@ -75,8 +75,9 @@ type Spec struct {
 	FixedBatch bool
 }
 
-// Model is a loaded model. All methods are for the goroutine that owns it, except MemBytes and
-// Notes, which never change after Load. A method called after Close returns an error (EINVAL).
+// Model is a loaded model. One goroutine should own it and call Run; calls from several take turns.
+// After Close, which waits for a Run in progress, Run returns an error (EINVAL). MemBytes and Notes
+// never change after Load.
 type Model interface {
 	// Run executes one batch: one Input per declared input, in the order of the model's specs.
 	// The inputs' memory is only read, and only during the call. On an error the model stays

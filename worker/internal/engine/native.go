@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gpulet/gpulet/shared/model"
@@ -46,14 +47,10 @@ func (e *native) Load(ctx context.Context, spec Spec) (Model, error) {
 	if err := checkArchive(what, spec.Model.Path); err != nil {
 		return nil, err
 	}
-	options, err := loadOptions(&spec)
-	if err != nil {
-		return nil, err
-	}
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	handle, err := e.lib.Load(options)
+	handle, err := e.lib.Load(loadOptions(&spec))
 	if err != nil {
 		return nil, wrap(err, what+": "+spec.Model.Path)
 	}
@@ -65,18 +62,12 @@ func (e *native) Load(ctx context.Context, spec Spec) (Model, error) {
 	return m, nil
 }
 
-func loadOptions(s *Spec) (cabi.LoadOptions, error) {
-	precision, ok := map[string]tensor.DType{
-		"stored": tensor.Invalid, "fp32": tensor.FP32, "fp16": tensor.FP16, "bf16": tensor.BF16,
-	}[s.Precision]
-	if !ok {
-		return cabi.LoadOptions{}, errorf(EINVAL, "%s: precision %q: expected stored, fp32, fp16 or bf16", s.Model.Name, s.Precision)
-	}
+func loadOptions(s *Spec) cabi.LoadOptions {
 	o := cabi.LoadOptions{
 		Path:      s.Model.Path,
 		Device:    s.Device,
 		Flags:     cabi.Freeze,
-		Precision: int(precision),
+		Precision: int(precisions[s.Precision]),
 	}
 	if s.FixedBatch {
 		o.Flags |= cabi.Pad
@@ -88,7 +79,7 @@ func loadOptions(s *Spec) (cabi.LoadOptions, error) {
 	for _, out := range s.Model.Outputs {
 		o.OutputDTypes = append(o.OutputDTypes, int(out.DType))
 	}
-	return o, nil
+	return o
 }
 
 func inputSpec(dtype tensor.DType, p model.Preprocess, preprocess bool) cabi.InputSpec {
@@ -118,7 +109,9 @@ type nativeModel struct {
 	handle   *cabi.Model
 	memBytes int64
 	notes    []string
-	call     []cabi.Input // reused by every Run
+
+	mu   sync.Mutex   // guards call
+	call []cabi.Input // the inputs of the call in progress, its memory reused by the next
 }
 
 var _ Model = (*nativeModel)(nil)
@@ -137,9 +130,7 @@ func (m *nativeModel) Run(in []Input) (Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.marshal(in)
-	r, err := m.handle.Run(m.call)
-	clear(m.call)
+	r, err := m.run(in)
 	if err != nil {
 		return nil, wrap(err, m.spec.Model.Name)
 	}
@@ -149,6 +140,14 @@ func (m *nativeModel) Run(in []Input) (Result, error) {
 		return nil, errorf(ERUN, "%s: %v", m.spec.Model.Name, err)
 	}
 	return res, nil
+}
+
+func (m *nativeModel) run(in []Input) (*cabi.Result, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.marshal(in)
+	defer clear(m.call)
+	return m.handle.Run(m.call)
 }
 
 func (m *nativeModel) marshal(in []Input) {
@@ -177,25 +176,38 @@ func (m *nativeModel) warmUp(ctx context.Context) error {
 		return m.measure()
 	}
 	for _, batch := range m.spec.Batches {
-		for _, in := range m.zeros(batch) {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			if err := m.prepare(batch, in); err != nil {
-				return err
-			}
+		if err := m.prepareBatch(ctx, batch); err != nil {
+			return err
 		}
 	}
-	if err := m.tryOut(m.spec.Batches[len(m.spec.Batches)-1]); err != nil {
+	if err := m.tryOut(min(m.spec.Batches[len(m.spec.Batches)-1], m.spec.MaxBatch)); err != nil {
 		return err
 	}
 	return m.measure()
 }
 
+func (m *nativeModel) prepareBatch(ctx context.Context, batch int) error {
+	variants, err := m.zeros(batch)
+	if err != nil {
+		return err
+	}
+	for _, in := range variants {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := m.prepare(batch, in); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (m *nativeModel) prepare(batch int, in []Input) error {
+	m.mu.Lock()
 	m.marshal(in)
 	err := m.handle.Prepare(m.call)
 	clear(m.call)
+	m.mu.Unlock()
 	if err == nil {
 		return nil
 	}
@@ -212,7 +224,11 @@ func (m *nativeModel) prepare(batch int, in []Input) error {
 
 // tryOut runs one batch, whose outputs are checked by Run.
 func (m *nativeModel) tryOut(batch int) error {
-	r, err := m.Run(m.zeros(min(batch, m.spec.MaxBatch))[0])
+	in, err := m.zeros(batch)
+	if err != nil {
+		return err
+	}
+	r, err := m.Run(in[0])
 	if err != nil {
 		var e *Error
 		if errors.As(err, &e) && e.Code == ERUN {
@@ -235,31 +251,46 @@ func (m *nativeModel) measure() error {
 
 // zeros are batches of zeros: one of the model's own dtypes and, where inputs are preprocessed,
 // one of the dtypes that clients are most likely to send.
-func (m *nativeModel) zeros(batch int) [][]Input {
-	own := make([]Input, 0, len(m.spec.Model.Inputs))
-	sent := make([]Input, 0, len(m.spec.Model.Inputs))
+func (m *nativeModel) zeros(batch int) ([][]Input, error) {
+	var own, sent []Input
 	differ := false
 	for _, s := range m.spec.Model.Inputs {
-		own = append(own, zeros(s.DType, batch, s.Shape))
 		dtype := s.DType
 		if accept := m.spec.Model.Preprocess[s.Name].Accept; len(accept) > 0 && accept[0] != dtype {
 			dtype, differ = accept[0], true
 		}
-		sent = append(sent, zeros(dtype, batch, s.Shape))
+		z, err := zeros(s.DType, batch, s.Shape)
+		if err != nil {
+			return nil, errorf(ELOAD, "input %q: %v", s.Name, err)
+		}
+		own = append(own, z)
+		if dtype != s.DType {
+			z, err = zeros(dtype, batch, s.Shape)
+			if err != nil {
+				return nil, errorf(ELOAD, "input %q: %v", s.Name, err)
+			}
+		}
+		sent = append(sent, z)
 	}
 	if !differ {
-		return [][]Input{own}
+		return [][]Input{own}, nil
 	}
-	return [][]Input{own, sent}
+	return [][]Input{own, sent}, nil
 }
 
-func zeros(d tensor.DType, batch int, shape []int64) Input {
+// maxZeros bounds what a slip in a model.yaml's shape can make a worker allocate.
+const maxZeros = 4 << 30
+
+func zeros(d tensor.DType, batch int, shape []int64) (Input, error) {
 	full := append([]int64{int64(batch)}, shape...)
 	n, err := tensor.Bytes(d, full)
-	if err != nil { // what the engine then says of it names the shape
-		n = 0
+	if err != nil {
+		return Input{}, err
 	}
-	return Input{DType: d, Shape: full, Segments: [][]byte{make([]byte, n)}}
+	if n > maxZeros {
+		return Input{}, fmt.Errorf("%s%v takes %d bytes: expected at most %d", d, full, n, int64(maxZeros))
+	}
+	return Input{DType: d, Shape: full, Segments: [][]byte{make([]byte, n)}}, nil
 }
 
 func describe(in []Input) string {

@@ -128,6 +128,9 @@ func (m *simModel) outputs(in []Input, samples int64) ([]tensor.Tensor, error) {
 			shape = append(shape, v)
 		}
 		n, err := tensor.Bytes(s.DType, shape)
+		if err == nil && n > maxZeros {
+			err = fmt.Errorf("%s%v takes %d bytes: expected at most %d", s.DType, shape, n, int64(maxZeros))
+		}
 		if err != nil {
 			return nil, errorf(ERUN, "%s: output %q: %v", m.spec.Model.Name, s.Name, err)
 		}
