@@ -114,6 +114,9 @@ func priorities(c jetstream.ConsumerConfig) string {
 	if err != nil {
 		return err.Error()
 	}
+	if c.PriorityPolicy == jetstream.PriorityPolicyNone {
+		return "none"
+	}
 	return fmt.Sprintf("%s%v", strings.Trim(string(policy), `"`), c.PriorityGroups)
 }
 
