@@ -139,6 +139,8 @@ func (s *Server) waitError(ctx context.Context, m *model.Model, err error, waite
 		status = wire.Overloaded
 	case errors.Is(err, bus.ErrUnavailable), errors.Is(err, bus.ErrClosed):
 		status = wire.Unavailable
+	case errors.Is(err, bus.ErrUnknownModel):
+		status = wire.UnknownModel
 	case errors.Is(err, bus.ErrTooLarge):
 		s.metrics.refused.WithLabelValues(m.Name, string(wire.BadRequest)).Inc()
 		return &admit.Refusal{Status: wire.BadRequest, TooLarge: true, Detail: err.Error()}
