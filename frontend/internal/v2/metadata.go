@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/tensor"
@@ -95,13 +96,25 @@ func (s *Server) metadata(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	writeJSON(w, struct {
-		Name     string           `json:"name"`
-		Versions []string         `json:"versions"`
-		Platform string           `json:"platform"`
-		Inputs   []tensorMetadata `json:"inputs"`
-		Outputs  []tensorMetadata `json:"outputs"`
-	}{m.Name, []string{strconv.Itoa(m.Version)}, platform, describe(m.Inputs), describe(m.Outputs)})
+		Name       string           `json:"name"`
+		Versions   []string         `json:"versions"`
+		Platform   string           `json:"platform"`
+		Inputs     []tensorMetadata `json:"inputs"`
+		Outputs    []tensorMetadata `json:"outputs"`
+		Parameters objectives       `json:"parameters"`
+	}{
+		m.Name, []string{strconv.Itoa(m.Version)}, platform, describe(m.Inputs), describe(m.Outputs),
+		objectives{milliseconds(m.SLO), milliseconds(m.Timeout)},
+	})
 }
+
+// objectives tells load generators and dashboards what a model is held to.
+type objectives struct {
+	SLOMs     float64 `json:"slo_ms"`
+	TimeoutMs float64 `json:"timeout_ms"`
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // describe puts the batch dimension, which varies, before the shapes.
 func describe(specs []tensor.Spec) []tensorMetadata {

@@ -105,7 +105,8 @@ func TestProtocolPaths(t *testing.T) {
 
 	toyMetadata := `{"name":"toy","versions":["3"],"platform":"pytorch_libtorch",
 		"inputs":[{"name":"x","datatype":"FP32","shape":[-1,2]}],
-		"outputs":[{"name":"double","datatype":"FP32","shape":[-1,2]},{"name":"index","datatype":"INT64","shape":[-1,1]}]}`
+		"outputs":[{"name":"double","datatype":"FP32","shape":[-1,2]},{"name":"index","datatype":"INT64","shape":[-1,1]}],
+		"parameters":{"slo_ms":10000,"timeout_ms":20000}}`
 	toyConfig := `{"name":"toy","platform":"pytorch_libtorch","backend":"pytorch","max_batch_size":8,
 		"input":[{"name":"x","data_type":"TYPE_FP32","dims":[2]}],
 		"output":[{"name":"double","data_type":"TYPE_FP32","dims":[2]},{"name":"index","data_type":"TYPE_INT64","dims":[1]}]}`

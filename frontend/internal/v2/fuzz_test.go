@@ -1,0 +1,54 @@
+package v2
+
+import (
+	"net/http"
+	"strconv"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/gpulet/gpulet/frontend/internal/admit"
+	"github.com/gpulet/gpulet/frontend/internal/frontendtest"
+	"github.com/gpulet/gpulet/shared/wire"
+)
+
+// FuzzDecode: whatever a client sends, what is admitted reaches a worker as it was, and its answer
+// can be written in the form the client asked for.
+func FuzzDecode(f *testing.F) {
+	text := `{"id":"7","inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}}],` +
+		`"outputs":[{"name":"double","parameters":{"binary_data":true}}],"parameters":{"timeout":2500}}`
+	f.Add(strconv.Itoa(len(text)), "", append([]byte(text), frontendtest.Floats(1, 2)...))
+	f.Add("", "application/json", []byte(`{"inputs":[{"name":"x","shape":[2,2],"datatype":"FP32","data":[[1,-2.5],[3e2,0.0]]}]}`))
+	f.Add("0", "", frontendtest.Floats(1, 2))
+	f.Add("", "application/octet-stream", frontendtest.Floats(1, 2, 3, 4))
+	toy := frontendtest.Toy()
+	f.Fuzz(func(t *testing.T, jsonLength, contentType string, body []byte) {
+		h := http.Header{}
+		h.Set(headerJSONLength, jsonLength)
+		h.Set("Content-Type", contentType)
+		req, err := decode(h, body, &toy, wire.Limits{MaxBytes: 1 << 16})
+		if err != nil || admit.Tensors(req.Request, &toy) != nil {
+			return
+		}
+		message, err := wire.AppendRequest(nil, req.Request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := wire.DecodeRequest("", message, toy.Inputs, wire.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(req.Request, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Fatal(diff)
+		}
+		outputs, err := choose(frontendtest.ToyWorker(nil, got).Outputs, req.Outputs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rep := wire.V2Response{ID: req.ID, Outputs: outputs}
+		if _, _, err := wire.EncodeV2Response(rep, func(string) bool { return true }); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
