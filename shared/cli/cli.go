@@ -38,6 +38,10 @@ func Main(root *cobra.Command) {
 // "gpulet <program>: message", followed for wrong usage by where to find help.
 func Run(ctx context.Context, root *cobra.Command, args []string, stdout, stderr io.Writer) int {
 	prepare(root)
+	if root.Version == "" {
+		root.Version = Version
+	}
+	root.SetVersionTemplate("gpulet {{.Name}} {{.Version}}\n")
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

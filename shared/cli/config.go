@@ -30,7 +30,7 @@ func Bind(cmd *cobra.Command, cfg any) {
 				panic(fmt.Sprintf("cli: default of %s: %v", f.key, err))
 			}
 		}
-		flag := cmd.Flags().VarPF(f, f.flagName(), "", f.tag.Get("usage"))
+		flag := cmd.Flags().VarPF(f, f.flagName(), "", f.usage())
 		if f.value.Kind() == reflect.Bool {
 			flag.NoOptDefVal = "true"
 		}
@@ -94,6 +94,11 @@ func appendFields(list []*field, v reflect.Value, prefix string) []*field {
 
 func (f *field) flagName() string {
 	return strings.ReplaceAll(strings.ToLower(f.key), "_", "-")
+}
+
+// usage is the help text; it names the variable too.
+func (f *field) usage() string {
+	return strings.TrimSpace(f.tag.Get("usage") + " [$" + EnvPrefix + f.key + "]")
 }
 
 // Set parses a flag's value.

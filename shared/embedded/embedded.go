@@ -72,7 +72,7 @@ func Start(cfg Config, log *slog.Logger) (*Server, error) {
 		cfg.Host = "127.0.0.1"
 	}
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("embedded NATS: state folder: %w", err)
+		return nil, fmt.Errorf("embedded NATS: state folder %s: %w", cfg.StateDir, err)
 	}
 	lock, err := lockDir(cfg.StateDir)
 	if err != nil {
@@ -166,7 +166,7 @@ func lockDir(dir string) (*os.File, error) {
 	name := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("embedded NATS: state folder: %w", err)
+		return nil, fmt.Errorf("embedded NATS: state folder %s: %w", dir, err)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		pid, _ := os.ReadFile(name)
