@@ -1,0 +1,4 @@
+package cli
+
+// Version is what this build calls itself; the linker sets it.
+var Version = "dev"
