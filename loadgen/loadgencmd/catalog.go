@@ -81,7 +81,7 @@ func (c httpCatalog) lookup(ctx context.Context, names []string) (map[string]mod
 	known := map[string]model.Config{}
 	for _, name := range names {
 		var md metadata
-		status, err := c.call(ctx, http.MethodGet, "/v2/models/"+url.PathEscape(name), &md)
+		status, err := c.get(ctx, "/v2/models/"+url.PathEscape(name), &md)
 		if status == http.StatusNotFound {
 			return nil, unknownModel(name, c.index(ctx))
 		}
@@ -98,7 +98,7 @@ func (c httpCatalog) index(ctx context.Context) []string {
 	var entries []struct {
 		Name string `json:"name"`
 	}
-	if _, err := c.call(ctx, http.MethodPost, "/v2/repository/index", &entries); err != nil {
+	if _, err := c.get(ctx, "/v2/models", &entries); err != nil {
 		return nil
 	}
 	var names []string
@@ -108,9 +108,9 @@ func (c httpCatalog) index(ctx context.Context) []string {
 	return names
 }
 
-// call decodes the JSON answer of a GET or an empty POST into out.
-func (c httpCatalog) call(ctx context.Context, method, path string, out any) (status int, err error) {
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.url, "/")+path, nil)
+// get decodes the JSON answer of a GET into out.
+func (c httpCatalog) get(ctx context.Context, path string, out any) (status int, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(c.url, "/")+path, nil)
 	if err != nil {
 		return 0, err
 	}
@@ -120,10 +120,10 @@ func (c httpCatalog) call(ctx context.Context, method, path string, out any) (st
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return resp.StatusCode, fmt.Errorf("frontend: %s %s: HTTP status %s", method, req.URL, resp.Status)
+		return resp.StatusCode, fmt.Errorf("frontend: GET %s: HTTP status %s", req.URL, resp.Status)
 	}
 	if err := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 1<<20)).Decode(out); err != nil {
-		return resp.StatusCode, fmt.Errorf("frontend: %s %s: %w", method, req.URL, err)
+		return resp.StatusCode, fmt.Errorf("frontend: GET %s: %w", req.URL, err)
 	}
 	return resp.StatusCode, nil
 }

@@ -161,6 +161,11 @@ func (s *session) try(ctx context.Context, cfg searchConfig, p peak, rps float64
 	if ctx.Err() != nil {
 		return peakStep{}, fmt.Errorf("interrupted at %.1f req/s", rps)
 	}
+	for _, name := range doc.Names() {
+		if doc.Models[name].Sent == 0 {
+			return peakStep{}, fmt.Errorf("%.3g req/s: no request to %s came in %v: try a longer --step or a higher --from", rps, name, cfg.Step)
+		}
+	}
 	step := peakStep{TotalRPS: rps, Run: doc}
 	step.judge(p.Violations)
 	return step, nil
@@ -176,8 +181,8 @@ func (p *peakStep) judge(allowed float64) {
 	}
 	f := p.Run.Models[worst]
 	p.Good = p.Violations <= allowed
-	p.Why = fmt.Sprintf("%.2f%% of %s missed %g ms (p99 %.1f ms, %d errors, %d lost)", 100*p.Violations, worst, f.SLOMs, f.P99Ms, f.ErrorCount(), f.Lost)
-	if t := p.Run.Total; t.Late*100 > t.Sent {
+	p.Why = fmt.Sprintf("%.2f%% of %d to %s missed %g ms (p99 %.1f ms, %d errors, %d lost)", 100*p.Violations, f.Sent, worst, f.SLOMs, f.P99Ms, f.ErrorCount(), f.Lost)
+	if t := p.Run.Total; !t.KeptUp() {
 		p.Good = false
 		p.Why += fmt.Sprintf("; this client sent %d of %d more than %v late", t.Late, t.Sent, report.LateAfter)
 	}

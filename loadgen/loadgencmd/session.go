@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -155,7 +156,7 @@ func (s *session) streams(ctx context.Context, sc scenario.Scenario) ([]drive.St
 		return nil, err
 	}
 	for name := range s.cfg.slos {
-		if _, sent := models[name]; !sent {
+		if !slices.Contains(sc.Names(), name) {
 			return nil, cli.Usagef("--slo %s: no requests are sent to that model", name)
 		}
 	}

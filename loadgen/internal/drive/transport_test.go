@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gpulet/gpulet/loadgen/internal/arrival"
+	"github.com/gpulet/gpulet/loadgen/internal/echotest"
 	"github.com/gpulet/gpulet/loadgen/internal/report"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/embedded/embeddedtest"
@@ -33,90 +34,14 @@ func send(t testing.TB, streams []Stream, opts Options, connect func(Sink) (Send
 	return run.Figures(run.Do(context.Background(), context.Background(), sender))
 }
 
-// broker is an embedded server with queues, and a worker that answers with what it was sent.
-func broker(t testing.TB, queues ...bus.Queue) (client *bus.Bus) {
-	t.Helper()
-	srv := embeddedtest.StartTest(t)
-	planner := embeddedtest.Connect(t, srv, bus.RolePlanner)
-	if err := planner.EnsureBase(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	for _, q := range queues {
-		if err := planner.EnsureQueue(t.Context(), q); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, q := range queues {
-		if q.MaxMsgs > 1000 {
-			serveEcho(t, embeddedtest.Connect(t, srv, bus.RoleWorker), q.Model)
-		}
-	}
-	return embeddedtest.Connect(t, srv, bus.RoleClient)
-}
-
-func queue(model string, maxMsgs int64) bus.Queue {
-	return bus.Queue{Model: model, MaxMsgs: maxMsgs, MaxBytes: 256 << 20, MaxAge: time.Minute, AckWait: 30 * time.Second, MaxAckPending: 1 << 16}
-}
-
-// serveEcho answers a model's requests with their input until the test ends.
-func serveEcho(t testing.TB, b *bus.Bus, model string) {
-	t.Helper()
-	events := make(chan bus.PullEvent, 1024)
-	p, err := b.NewPuller(model, bus.PullerOptions{Events: events})
-	if err != nil {
-		t.Fatal(err)
-	}
-	quit := make(chan struct{})
-	var done sync.WaitGroup
-	pull := func() {
-		if err := p.Pull(512, true, time.Minute); err != nil {
-			t.Errorf("pull: %v", err)
-		}
-	}
-	pull()
-	done.Go(func() {
-		for {
-			select {
-			case <-quit:
-				return
-			case e := <-events:
-				if e.Ended {
-					pull()
-					continue
-				}
-				if err := echoReply(b, e.Msg); err != nil {
-					t.Error(err)
-				}
-			}
-		}
-	})
-	t.Cleanup(func() {
-		close(quit)
-		done.Wait()
-		p.Close()
-	})
-}
-
-func echoReply(b *bus.Bus, m *bus.Msg) error {
-	req, err := wire.DecodeRequest(m.Get(wire.HeaderType), m.Data, nil, wire.Limits{})
-	if err != nil {
-		return err
-	}
-	out := req.Inputs[0]
-	out.Name = "y"
-	header, body, err := wire.EncodeReply("", wire.Reply{RequestID: m.Get(wire.HeaderRequestID), Status: wire.StatusOK, Outputs: []tensor.Tensor{out}})
-	if err != nil {
-		return err
-	}
-	if err := b.Reply(m.Get(wire.HeaderReplyTo), header, body); err != nil {
-		return err
-	}
-	return m.Ack()
-}
-
 func TestNATSAnswersEveryRequestRight(t *testing.T) {
 	const d = 500 * time.Millisecond
-	client := broker(t, queue("a", 1<<20), queue("b", 1<<20))
+	sys := echotest.Start(t)
+	for _, name := range []string{"a", "b"} {
+		sys.Model(t, name, 1<<20)
+		sys.Serve(t, name, nil)
+	}
+	client := embeddedtest.Connect(t, sys.NATS, bus.RoleClient)
 	streams := []Stream{echoStream("a", 2000, d), echoStream("b", 500, d)}
 	for i := range streams {
 		streams[i].Timeout = 10 * time.Second
@@ -132,7 +57,9 @@ func TestNATSAnswersEveryRequestRight(t *testing.T) {
 
 func TestNATSRefusalsAreErrors(t *testing.T) {
 	const d = 200 * time.Millisecond
-	client := broker(t, queue("full", 5))
+	sys := echotest.Start(t)
+	sys.Model(t, "full", 5)
+	client := embeddedtest.Connect(t, sys.NATS, bus.RoleClient)
 	streams := []Stream{echoStream("full", 500, d), echoStream("nobody", 100, d), echoStream("big", 20, d)}
 	streams[2].Items[0].Request.Inputs[0] = tensor.Tensor{Name: "x", DType: tensor.UINT8, Shape: []int64{1, 9 << 20}, Data: make([]byte, 9<<20)}
 	streams[2].Items = streams[2].Items[:1]
@@ -281,7 +208,10 @@ func TestHTTPThatHangs(t *testing.T) {
 
 // BenchmarkNATSSend is what this client can send in a second with a server and a worker beside it.
 func BenchmarkNATSSend(b *testing.B) {
-	client := broker(b, queue("echo", 1<<22))
+	sys := echotest.Start(b)
+	sys.Model(b, "echo", 1<<22)
+	sys.Serve(b, "echo", nil)
+	client := embeddedtest.Connect(b, sys.NATS, bus.RoleClient)
 	st := echoStream("echo", 1, time.Second)
 	st.Arrivals = arrival.Replay(make([]time.Duration, b.N), 0, time.Hour)
 	st.Timeout = time.Minute

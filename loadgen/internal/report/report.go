@@ -157,6 +157,10 @@ func (f Figures) ViolationShare() float64 {
 	return float64(f.SLOViolations) / float64(f.Sent)
 }
 
+// KeptUp reports whether the client kept its schedule: at most one send in twenty was late. A stall
+// of the client's machine delays some sends; a client that is too slow delays nearly all.
+func (f Figures) KeptUp() bool { return f.Late*20 <= f.Sent }
+
 // Failure says what of the run must not happen at all: lost, wrong or unasked answers. It is empty
 // when nothing did.
 func (r Run) Failure() string {

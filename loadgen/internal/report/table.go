@@ -29,7 +29,7 @@ func (r Run) WriteTable(w io.Writer) error {
 		remarks(&b, name, r.Models[name])
 	}
 	r.phases(&b)
-	if r.Total.Late > 0 && r.Total.Late*100 >= r.Total.Sent {
+	if !r.Total.KeptUp() {
 		fmt.Fprintf(&b, "this client did not keep up: %d of %d sends were more than %v late (p99 %.1f ms, worst %.1f ms)\n",
 			r.Total.Late, r.Total.Sent, LateAfter, r.Total.SendLagP99Ms, r.Total.SendLagMaxMs)
 	}
