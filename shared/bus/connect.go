@@ -121,11 +121,20 @@ func Connect(ctx context.Context, cfg Config, role Role, name string, log *slog.
 }
 
 func (b *Bus) dial(cfg Config, name string) error {
-	opts, err := b.options(cfg, name)
+	opts := b.options(name)
+	file, err := cfg.keyFile(b.role)
 	if err != nil {
 		return err
 	}
-	nc, err := nats.Connect(cfg.url(), opts...)
+	key, err := login(file)
+	if err != nil {
+		return err
+	}
+	nc, err := nats.Connect(cfg.url(), append(opts, key...)...)
+	if errors.Is(err, nats.ErrNkeysNotSupported) && cfg.NKey == "" {
+		// The key was found, not asked for: it is that of an embedded server, and this is another.
+		nc, err = nats.Connect(cfg.url(), opts...)
+	}
 	if err != nil {
 		return err
 	}
@@ -139,10 +148,9 @@ func (b *Bus) dial(cfg Config, name string) error {
 	return nil
 }
 
-// options are made anew for each try: the key may appear while we wait for the server.
-func (b *Bus) options(cfg Config, name string) ([]nats.Option, error) {
+func (b *Bus) options(name string) []nats.Option {
 	redial := lifecycle.Backoff{Min: 50 * time.Millisecond, Max: 2 * time.Second}
-	opts := []nats.Option{
+	return []nats.Option{
 		nats.Name(name),
 		nats.CustomInboxPrefix(b.inbox),
 		nats.Timeout(2 * time.Second),
@@ -161,15 +169,19 @@ func (b *Bus) options(cfg Config, name string) ([]nats.Option, error) {
 		nats.ClosedHandler(func(*nats.Conn) { close(b.closed) }),
 		nats.ErrorHandler(b.onError),
 	}
-	file, err := cfg.keyFile(b.role)
-	if err != nil || file == "" {
-		return opts, err
+}
+
+// login is the option to log in with a seed file, none for "". It is made anew for each try: the
+// file may appear while we wait for the server.
+func login(file string) ([]nats.Option, error) {
+	if file == "" {
+		return nil, nil
 	}
 	key, err := nats.NkeyOptionFromSeed(file)
 	if err != nil {
 		return nil, &settingError{fmt.Errorf("NKey file %s: %w: expected the seed of a user NKey (SU...)", file, err)}
 	}
-	return append(opts, key), nil
+	return []nats.Option{key}, nil
 }
 
 // keyFile is the file to log in with, "" for none.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nats-io/nats-server/v2/server"
+
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/embedded"
 	"github.com/gpulet/gpulet/shared/embedded/embeddedtest"
@@ -163,4 +165,25 @@ func TestDrainSendsWhatWasPublished(t *testing.T) {
 	if c.Connected() {
 		t.Error("connected after close")
 	}
+}
+
+// Keys that an embedded server left behind do not keep us from a server without any.
+func TestFoundKeysAreNotForcedOnOtherServers(t *testing.T) {
+	dir := t.TempDir()
+	embeddedtest.Stop(t, embeddedtest.Start(t, embedded.Config{StateDir: dir}))
+	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	defer srv.WaitForShutdown()
+	defer srv.Shutdown()
+	if !srv.ReadyForConnections(patience) {
+		t.Fatal("server not ready")
+	}
+	b, err := bus.Connect(t.Context(), bus.Config{URL: srv.ClientURL(), StateDir: dir}, bus.RoleWorker, "w", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
 }
