@@ -71,15 +71,9 @@ type Planner struct {
 	queues   queues
 	notices  notices
 
-	decided struct {
-		at      time.Time
-		seen    epoch.Seen
-		any     bool
-		gap     time.Duration // before the next decision for traffic's sake
-		result  epoch.Decision
-		blocked string // why the last plan could not be published
-	}
-	reconnected chan struct{} // capacity 1
+	schedule    epoch.Schedule
+	result      epoch.Decision // the last one
+	reconnected chan struct{}  // capacity 1
 }
 
 // New returns a planner that is not running.
@@ -90,6 +84,7 @@ func New(cfg Config, b Bus, m *Metrics, log *slog.Logger) *Planner {
 		traffic:     newTraffic(cfg.Decide.Demand),
 		queues:      queues{},
 		notices:     notices{log: log},
+		schedule:    epoch.Schedule{Epoch: cfg.Epoch, MinGap: cfg.MinGap},
 		reconnected: make(chan struct{}, 1),
 	}
 }
@@ -166,7 +161,7 @@ func (p *Planner) step(ctx context.Context, now time.Time) {
 		err = p.observe(ctx, now)
 	}
 	if err == nil {
-		if cause, reason, due := p.due(now); due {
+		if cause, reason, due := p.schedule.Due(now, p.state); due {
 			err = p.epoch(ctx, now, cause, reason)
 		}
 	}
@@ -209,24 +204,6 @@ func (p *Planner) observe(ctx context.Context, now time.Time) error {
 	return p.retire(ctx)
 }
 
-// due says whether an epoch starts now.
-func (p *Planner) due(now time.Time) (cause, reason string, due bool) {
-	since := now.Sub(p.decided.at)
-	switch {
-	case !p.decided.any:
-		return epoch.First, "the planner has just started", true
-	case since >= p.cfg.Epoch:
-		return "timer", "an epoch has passed", true
-	case since < p.cfg.MinGap:
-		return "", "", false
-	}
-	cause, reason, changed := epoch.Urgent(p.cfg.Decide, p.state, p.decided.seen)
-	if cause == "" || !changed && since < p.decided.gap {
-		return "", "", false
-	}
-	return cause, reason, true
-}
-
 // epoch makes one decision and acts on it.
 func (p *Planner) epoch(ctx context.Context, now time.Time, cause, why string) error {
 	if err := p.register(ctx); err != nil {
@@ -250,7 +227,9 @@ func (p *Planner) epoch(ctx context.Context, now time.Time, cause, why string) e
 	}
 	slices.Sort(d.Problems)
 	d.Problems = slices.Compact(d.Problems)
-	p.settle(now, cause, d)
+	p.schedule.Decided(now, cause, p.state, d)
+	p.state.History, p.result = d.History, d
+	p.notices.problems(d.Problems)
 	p.log.Debug("epoch", "started_by", cause, "why", why, "decision", d.Cause, "reason", d.Reason, "took", took)
 	if !d.Publish {
 		return nil
@@ -273,20 +252,6 @@ func (p *Planner) loadProfiles() []error {
 	return problems
 }
 
-// settle remembers a decision.
-func (p *Planner) settle(now time.Time, cause string, d epoch.Decision) {
-	last := &p.decided
-	futile := !d.Publish && (cause == "lag" || cause == epoch.Demand)
-	if futile {
-		last.gap = min(max(2*last.gap, 2*p.cfg.MinGap), p.cfg.Epoch)
-	} else {
-		last.gap = p.cfg.MinGap
-	}
-	last.at, last.any, last.seen, last.result = now, true, epoch.Look(p.state), d
-	p.state.History = d.History
-	p.notices.problems(d.Problems)
-}
-
 // publish makes room in the queues and replaces the plan, if it is still the one decided upon.
 func (p *Planner) publish(ctx context.Context, now time.Time, d epoch.Decision, took time.Duration) error {
 	for _, m := range p.state.Models {
@@ -298,11 +263,11 @@ func (p *Planner) publish(ctx context.Context, now time.Time, d epoch.Decision, 
 	rev, err := p.bus.PutPlan(ctx, d.Plan, p.rev)
 	if errors.Is(err, bus.ErrConflict) {
 		p.log.Warn("another planner published meanwhile: reading again", "plan_rev", d.Plan.Revision)
-		p.decided.any = false
+		p.schedule.Again()
 		return nil
 	}
 	if err != nil {
-		p.decided.any = false
+		p.schedule.Again()
 		return fmt.Errorf("publish plan %d: %w", d.Plan.Revision, err)
 	}
 	p.state.Current, p.rev = d.Plan, rev
@@ -367,16 +332,16 @@ func (p *Planner) retire(ctx context.Context) error {
 func (p *Planner) report(ctx context.Context, now time.Time) error {
 	r := plan.PlannerReport{
 		Planner: p.cfg.Name, Revision: p.state.Current.Revision, Time: now.UTC(),
-		Problems: p.decided.result.Problems,
+		Problems: p.result.Problems,
 	}
 	planned := epoch.Capacities(p.state.Current)
 	for _, m := range p.state.Models {
 		d := p.traffic.demand(m, now)
-		d.NeedRPS = p.decided.result.Needs[m.Name]
+		d.NeedRPS = p.result.Needs[m.Name]
 		d.PlannedRPS = planned[m.Name]
 		r.Models = append(r.Models, d)
 	}
-	p.metrics.look(p.state.Current, p.decided.result, r)
+	p.metrics.look(p.state.Current, p.result, r)
 	if err := p.bus.PutPlanner(ctx, r); err != nil {
 		return fmt.Errorf("report: %w", err)
 	}

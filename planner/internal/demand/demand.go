@@ -77,6 +77,11 @@ type Estimate struct {
 	Window time.Duration
 }
 
+// AtLeast is the rate that is exceeded with the given probability, as far as the window tells.
+func (e Estimate) AtLeast(probability float64) float64 {
+	return max(0, e.RateRPS-estimateError(e.RateRPS, e.Window, 1-probability))
+}
+
 // Need is what one model asks of a plan.
 type Need struct {
 	// ExpectedRPS is the rate expected until the horizon, trend included, margin not.

@@ -104,3 +104,8 @@ func poissonTail(n, mean float64) float64 {
 	}
 	return mathext.GammaIncReg(n, mean)
 }
+
+// Known returns an estimator that starts from an estimate instead of from nothing.
+func Known(e Estimate) Estimator {
+	return Estimator{rate: e.RateRPS, slope: e.SlopeRPS, seen: e.Window}
+}

@@ -9,6 +9,12 @@ import (
 // Seen is a fingerprint of what an epoch planned for: when it differs, planning cannot wait.
 type Seen struct{ hosts, models, profiles uint64 }
 
+// Lag is the cause of an epoch that starts because requests wait too long.
+const Lag = "lag"
+
+// surely is the probability with which a rate must exceed the plan's for an epoch to start early.
+const surely = 0.999
+
 // Look takes the fingerprint of a state.
 func Look(s State) Seen {
 	hosts, models, profiles := fnv.New64a(), fnv.New64a(), fnv.New64a()
@@ -31,7 +37,7 @@ func Look(s State) Seen {
 // Urgent says why the next epoch cannot wait, or nothing. last is what the last epoch saw. changed
 // is true when planning has something new to go by; otherwise only traffic got worse, and a caller
 // that has just found no better plan may wait.
-func Urgent(c Config, s State, last Seen) (cause, reason string, changed bool) {
+func Urgent(s State, last Seen) (cause, reason string, changed bool) {
 	switch now := Look(s); {
 	case now.hosts != last.hosts:
 		return Hosts, "the devices changed", true
@@ -56,8 +62,8 @@ func Urgent(c Config, s State, last Seen) (cause, reason string, changed bool) {
 		case !loaded[m.Name]:
 			return Demand, fmt.Sprintf("model %s has %d requests and is not loaded anywhere", m.Name, l.Backlog), false
 		case float64(l.Backlog)*size > 2*can+1:
-			return "lag", fmt.Sprintf("model %s has %d requests waiting, the plan answers %.0f within its SLO", m.Name, l.Backlog, can), false
-		case l.Estimate.RateRPS*size > capacity[m.Name]:
+			return Lag, fmt.Sprintf("model %s has %d requests waiting, the plan answers %.0f within its SLO", m.Name, l.Backlog, can), false
+		case l.Estimate.AtLeast(surely)*size > capacity[m.Name]:
 			return Demand, fmt.Sprintf("model %s gets %.4g requests/s, the plan carries %.4g samples/s", m.Name, l.Estimate.RateRPS, capacity[m.Name]), false
 		}
 	}
