@@ -37,4 +37,12 @@ build/lib/libgpulet_ref.so: $(ENGINE_DIR)/ref/ref.c $(ENGINE_DIR)/include/engine
 	@mkdir -p $(@D)
 	$(CC) $(ENGINE_C) $(ENGINE_LINK) -I$(ENGINE_DIR)/include -o $@ $< -lm
 
+engine-sanitize: build/asan/libgpulet_ref.so ## the reference engine and the Go side of the ABI under ASan and UBSan
+	GPULET_TEST_REF_LIB=$(abspath $<) ASAN_OPTIONS=detect_leaks=0 go test -asan -count=1 -run 'Reference|Library' ./worker/internal/engine/
+
+build/asan/libgpulet_ref.so: $(ENGINE_DIR)/ref/ref.c $(ENGINE_DIR)/include/engine.h $(ENGINE_DIR)/exports.map
+	@mkdir -p $(@D)
+	$(CC) $(ENGINE_C) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -shared \
+	-Wl,--version-script=$(ENGINE_DIR)/exports.map -I$(ENGINE_DIR)/include -o $@ $< -lm
+
 -include $(ENGINE_OBJS:.o=.d)

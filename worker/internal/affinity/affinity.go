@@ -1,14 +1,14 @@
 // Package affinity pins this process to some of the host's cores: what a share of a GPU is on a
 // GPU, a number of cores is on a CPU.
 //
-// It works on Linux. Cores are numbered as the kernel numbers them.
+// It works on Linux. Cores are numbered as the kernel numbers them. Which cores a share gets is
+// decided elsewhere (package device).
 package affinity
 
 import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -71,26 +71,4 @@ func pinThreads(set *unix.CPUSet, cores []int) error {
 			return nil
 		}
 	}
-}
-
-// Plan is how many of total cores a share (percent, 1 to 100) stands for: the nearest whole number,
-// at least one.
-func Plan(share, total int) int {
-	return min(max((share*total+50)/100, 1), max(total, 1))
-}
-
-// Pick returns n of cores that are not in used, the lowest first, so that the cores of a process
-// lie side by side. The error says how many were free.
-func Pick(cores, used []int, n int) ([]int, error) {
-	free := make([]int, 0, len(cores))
-	for _, core := range cores {
-		if !slices.Contains(used, core) {
-			free = append(free, core)
-		}
-	}
-	if len(free) < n {
-		return nil, fmt.Errorf("%d cores are wanted: %d of %d are free", n, len(free), len(cores))
-	}
-	slices.Sort(free)
-	return free[:n], nil
 }

@@ -68,23 +68,3 @@ func TestSetRefusesImpossibleCores(t *testing.T) {
 		}
 	}
 }
-
-func TestPlanRoundsToWholeCores(t *testing.T) {
-	for _, c := range []struct{ share, total, want int }{
-		{100, 2, 2}, {50, 2, 1}, {1, 2, 1}, {50, 3, 2}, {33, 3, 1}, {67, 3, 2}, {10, 96, 10}, {100, 1, 1}, {50, 0, 1},
-	} {
-		if got := Plan(c.share, c.total); got != c.want {
-			t.Errorf("Plan(%d, %d) = %d, want %d", c.share, c.total, got, c.want)
-		}
-	}
-}
-
-func TestPickTakesFreeCores(t *testing.T) {
-	got, err := Pick([]int{3, 1, 0, 2}, []int{1}, 2)
-	if err != nil || !cmp.Equal(got, []int{0, 2}) {
-		t.Errorf("Pick = %v, %v; want [0 2]", got, err)
-	}
-	if _, err := Pick([]int{0, 1}, []int{1}, 2); err == nil {
-		t.Error("Pick found two cores where one was free")
-	}
-}

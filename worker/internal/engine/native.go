@@ -47,26 +47,61 @@ func (e *native) Load(ctx context.Context, spec Spec) (Model, error) {
 	if err := checkArchive(what, spec.Model.Path); err != nil {
 		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+	var notes []string
+	ways := treatments(spec.Device)
+	for i, way := range ways {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+		m, err := e.load(ctx, spec, way)
+		if err == nil {
+			m.notes = append(notes, m.notes...)
+			return m, nil
+		}
+		if CodeOf(err) != ELOAD || i == len(ways)-1 {
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+		notes = append(notes, fmt.Sprintf("served %s, because %s it fails: %v", ways[i+1].name, way.name, err))
 	}
-	handle, err := e.lib.Load(loadOptions(&spec))
+	panic("unreachable: the last way returns")
+}
+
+// treatment is what LibTorch does to an archive before it runs.
+type treatment struct {
+	name  string
+	flags uint32
+}
+
+// treatments are tried in turn until an archive loads and runs. On a CPU, optimize_for_inference
+// fuses and re-orders weights for oneDNN: 3 to 4 times faster than freezing alone on convolutional
+// models, the same on transformers. LibTorch calls it a prototype, hence the second way. On CUDA
+// the captured graph is what matters.
+func treatments(device string) []treatment {
+	freeze := treatment{"frozen", cabi.Freeze}
+	if device == "cpu" {
+		return []treatment{{"optimized", cabi.Optimize}, freeze}
+	}
+	return []treatment{freeze}
+}
+
+func (e *native) load(ctx context.Context, spec Spec, way treatment) (*nativeModel, error) {
+	handle, err := e.lib.Load(loadOptions(&spec, way.flags))
 	if err != nil {
-		return nil, wrap(err, what+": "+spec.Model.Path)
+		return nil, wrap(err, spec.Model.Path)
 	}
 	m := &nativeModel{spec: spec, handle: handle}
 	if err := m.warmUp(ctx); err != nil {
 		handle.Close()
-		return nil, fmt.Errorf("%s: %w", what, err)
+		return nil, err
 	}
 	return m, nil
 }
 
-func loadOptions(s *Spec) cabi.LoadOptions {
+func loadOptions(s *Spec, flags uint32) cabi.LoadOptions {
 	o := cabi.LoadOptions{
 		Path:      s.Model.Path,
 		Device:    s.Device,
-		Flags:     cabi.Freeze,
+		Flags:     flags,
 		Precision: int(precisions[s.Precision]),
 	}
 	if s.FixedBatch {

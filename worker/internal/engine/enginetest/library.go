@@ -19,6 +19,9 @@ const RequireTorchEnv = "GPULET_REQUIRE_TORCH"
 // DeviceEnv names the device that LibTorch is tested on; "cpu" when it is not set.
 const DeviceEnv = "GPULET_TEST_DEVICE"
 
+// referenceEnv names a reference engine built in a special way: with sanitizers, say.
+const referenceEnv = "GPULET_TEST_REF_LIB"
+
 // Device is the device that LibTorch is tested on.
 func Device() string {
 	if d := os.Getenv(DeviceEnv); d != "" {
@@ -65,7 +68,7 @@ func ReferenceLibrary(t testing.TB) string {
 }
 
 func referenceLibrary(root string) (string, error) {
-	if path := os.Getenv("GPULET_TEST_REF_LIB"); path != "" {
+	if path := os.Getenv(referenceEnv); path != "" {
 		return path, nil
 	}
 	built := filepath.Join(root, "build/lib", engine.LibraryFile(engine.Reference))

@@ -1,0 +1,301 @@
+package workercmd
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gpulet/gpulet/shared/cli"
+	"github.com/gpulet/gpulet/shared/model"
+	"github.com/gpulet/gpulet/worker/internal/affinity"
+	"github.com/gpulet/gpulet/worker/internal/device"
+	"github.com/gpulet/gpulet/worker/internal/engine"
+	"github.com/gpulet/gpulet/worker/internal/exec"
+)
+
+// execConfig are the settings of `worker exec`.
+type execConfig struct {
+	Models    string `env:"MODELS" envDefault:"models" usage:"model repository"`
+	Device    string `env:"DEVICE" envDefault:"auto" usage:"auto, cpu, cuda or cuda:N"`
+	Engine    string `env:"ENGINE" envDefault:"torch" usage:"torch or ref"`
+	EngineLib string `env:"ENGINE_LIB" usage:"the engine's shared library, or its folder (default: beside the program)"`
+	Precision string `env:"PRECISION" usage:"stored, fp32, fp16 or bf16 (default: the model's own)"`
+	Dim       int64  `env:"DIM" envDefault:"128" usage:"size of dimensions that vary"`
+}
+
+// Validate reports the first setting that makes no sense.
+func (c *execConfig) Validate() error {
+	known := c.Device == "auto" || c.Device == "cpu" || c.Device == "cuda" || strings.HasPrefix(c.Device, "cuda:")
+	switch {
+	case !known:
+		return fmt.Errorf("device %q: expected auto, cpu, cuda or cuda:N", c.Device)
+	case c.Engine != engine.Torch && c.Engine != engine.Reference:
+		return fmt.Errorf("engine %q: expected %s or %s", c.Engine, engine.Torch, engine.Reference)
+	}
+	return nil
+}
+
+// execArgs are its arguments.
+type execArgs struct {
+	model string
+	share int // percent
+	run   exec.Config
+}
+
+// execReport is what `worker exec --json` prints. Fields may be added, not renamed.
+type execReport struct {
+	Model     string `json:"model"`
+	Batch     int    `json:"batch"`
+	Share     int    `json:"share"`
+	Device    string `json:"device"`
+	Name      string `json:"device_name"`
+	Cores     int    `json:"cores,omitempty"` // on a CPU: those in the share
+	SMs       int    `json:"sms,omitempty"`   // on a GPU: those the process sees
+	Engine    string `json:"engine"`
+	Precision string `json:"precision"`
+	exec.Report
+	LoadMs   float64  `json:"load_ms"`
+	MemBytes int64    `json:"mem_bytes"`
+	Notes    []string `json:"notes,omitempty"`
+}
+
+func newExecCommand() *cobra.Command {
+	var config execConfig
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "exec MODEL COUNT BATCH INTERVAL [SHARE]",
+		Short: "Run a model alone and print its latencies",
+		Long: `Run a model alone, without queue and neighbours, and print its latencies.
+
+MODEL is a name in the model repository, or the path of a model's folder. COUNT batches of BATCH
+random samples are run, INTERVAL seconds apart (0: back to back), on SHARE percent of the GPU, or
+of the cores where there is no GPU (default: 100). A share of a GPU needs an MPS daemon.`,
+		Example: `  worker exec lenet 1000 1 0
+  worker exec resnet50 1000 1 0.1 50
+  worker exec ./models/lenet 100 8 0 --device cpu --json`,
+		Args: cobra.RangeArgs(4, 5),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := cli.Load(cmd, &config); err != nil {
+				return err
+			}
+			parsed, err := parseExecArgs(args)
+			if err != nil {
+				return err
+			}
+			parsed.run.VaryingDim = config.Dim
+			return runExec(cmd, config, parsed, asJSON)
+		},
+	}
+	cli.Bind(cmd, &config)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
+	return cmd
+}
+
+func parseExecArgs(args []string) (execArgs, error) {
+	a := execArgs{model: args[0], share: 100}
+	whole := func(name, raw string, low, high int) (int, error) {
+		n, err := strconv.Atoi(raw)
+		if err != nil || n < low || n > high {
+			return 0, cli.Usagef("%s %q: expected a whole number from %d to %d", name, raw, low, high)
+		}
+		return n, nil
+	}
+	var err error
+	if a.run.Count, err = whole("COUNT", args[1], 1, 1e9); err != nil {
+		return a, err
+	}
+	if a.run.Batch, err = whole("BATCH", args[2], 1, model.MaxBatch); err != nil {
+		return a, err
+	}
+	seconds, err := strconv.ParseFloat(args[3], 64)
+	if err != nil || !(seconds >= 0 && seconds <= 86400) {
+		return a, cli.Usagef("INTERVAL %q: expected seconds from 0 to 86400", args[3])
+	}
+	a.run.Interval = time.Duration(seconds * float64(time.Second))
+	if len(args) == 5 {
+		a.share, err = whole("SHARE", args[4], 1, 100)
+	}
+	return a, err
+}
+
+func runExec(cmd *cobra.Command, config execConfig, args execArgs, asJSON bool) error {
+	m, err := findModel(config.Models, args.model)
+	if err != nil {
+		return err
+	}
+	report := execReport{Model: m.Name, Batch: args.run.Batch, Share: args.share}
+	eng, err := openForExec(config, args.share, &report)
+	if err != nil {
+		return err
+	}
+	defer eng.Close()
+
+	loaded, err := loadForExec(cmd, eng, m, config, args.run.Batch, &report)
+	if err != nil {
+		return err
+	}
+	defer loaded.Close()
+
+	show := newProgress(cmd.ErrOrStderr(), args.run.Count)
+	args.run.Progress = show.update
+	report.Report, err = exec.Run(cmd.Context(), loaded, m.Inputs, args.run)
+	show.clear()
+	if report.Count > 0 {
+		if printErr := printExec(cmd.OutOrStdout(), report, asJSON); printErr != nil {
+			return printErr
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("after %d of %d runs: %w", report.Count, args.run.Count, err)
+	}
+	return nil
+}
+
+// findModel takes a name in the repository, or the path of a model's folder.
+func findModel(repository, name string) (model.Model, error) {
+	if strings.ContainsRune(name, filepath.Separator) {
+		folder, err := filepath.Abs(name)
+		if err != nil {
+			return model.Model{}, err
+		}
+		repository, name = filepath.Split(folder)
+	}
+	return model.Load(repository, name)
+}
+
+// openForExec restricts the process to its share, which must come before the engine's library, and
+// opens the engine.
+func openForExec(config execConfig, share int, report *execReport) (engine.Engine, error) {
+	cores, err := affinity.Cores()
+	if err != nil {
+		return nil, err
+	}
+	onCPU := config.Device == "cpu" || config.Engine == engine.Reference || config.Device == "auto" && !hasGPU()
+	options := engine.Options{Library: config.EngineLib, Threads: 1}
+	report.Device = "cpu"
+	if onCPU {
+		cores = cores[:device.CoresOf(share, len(cores))]
+		if err := affinity.Set(cores); err != nil {
+			return nil, err
+		}
+		options.Threads, report.Cores = len(cores), len(cores)
+	} else {
+		report.Device = cudaName(config.Device)
+		if share < 100 {
+			os.Setenv("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", strconv.Itoa(share))
+		}
+	}
+	eng, err := engine.Open(config.Engine, options)
+	if err != nil {
+		return nil, err
+	}
+	seen, err := eng.Device(report.Device)
+	if err != nil {
+		return nil, err
+	}
+	report.Engine, report.Name, report.SMs = eng.Info().Version, seen.Name, seen.SMs
+	return eng, nil
+}
+
+// hasGPU asks the driver's own file, so that nothing is loaded before the process is restricted.
+func hasGPU() bool {
+	_, err := os.Stat("/proc/driver/nvidia/version")
+	return err == nil
+}
+
+func cudaName(device string) string {
+	if device == "auto" || device == "cuda" {
+		return "cuda:0"
+	}
+	return device
+}
+
+func loadForExec(cmd *cobra.Command, eng engine.Engine, m model.Model, config execConfig, batch int, report *execReport) (engine.Model, error) {
+	start := time.Now()
+	loaded, err := eng.Load(cmd.Context(), engine.Spec{
+		Model:     m,
+		Device:    report.Device,
+		Precision: config.Precision,
+		MaxBatch:  max(batch, m.MaxBatch),
+		Batches:   []int{batch},
+	})
+	if err != nil {
+		return nil, err
+	}
+	report.LoadMs = float64(time.Since(start).Microseconds()) / 1e3
+	report.MemBytes, report.Notes = loaded.MemBytes(), loaded.Notes()
+	report.Precision = config.Precision
+	if report.Precision == "" {
+		report.Precision = m.Precision
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s is on %s (%s, %s) after %.0f ms\n", m.Name, report.Device, report.Name, report.Engine, report.LoadMs)
+	return loaded, nil
+}
+
+func printExec(w io.Writer, r execReport, asJSON bool) error {
+	if asJSON {
+		return json.NewEncoder(w).Encode(r)
+	}
+	where := fmt.Sprintf("%d%% of %s", r.Share, r.Device)
+	switch {
+	case r.Cores > 0:
+		where += fmt.Sprintf(", %d cores", r.Cores)
+	case r.SMs > 0:
+		where += fmt.Sprintf(", %d SMs", r.SMs)
+	}
+	_, err := fmt.Fprintf(w, `%s  batch %d  %s  %s
+  runs       %d
+  p50        %.3f ms  (gather %.3f, run %.3f, fetch %.3f)
+  p90        %.3f ms
+  p99        %.3f ms
+  min, max   %.3f ms, %.3f ms
+  throughput %.1f samples/s
+  memory     %.1f MB
+`, r.Model, r.Batch, where, r.Engine, r.Count, r.P50Ms, r.GatherMs, r.RunMs, r.FetchMs,
+		r.P90Ms, r.P99Ms, r.MinMs, r.MaxMs, r.SamplesPerSec, float64(r.MemBytes)/1e6)
+	for _, note := range r.Notes {
+		_, noteErr := fmt.Fprintf(w, "  note       %s\n", note)
+		err = errors.Join(err, noteErr)
+	}
+	return err
+}
+
+// progress shows how far long work is, on a terminal only.
+type progress struct {
+	w     io.Writer // nil: not a terminal
+	total int
+	last  time.Time
+}
+
+func newProgress(w io.Writer, total int) *progress {
+	p := &progress{total: total, last: time.Now()}
+	if f, ok := w.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+			p.w = w
+		}
+	}
+	return p
+}
+
+func (p *progress) update(done int) {
+	if p.w == nil || time.Since(p.last) < 200*time.Millisecond {
+		return
+	}
+	p.last = time.Now()
+	fmt.Fprintf(p.w, "\r%d of %d", done, p.total)
+}
+
+// clear removes the line.
+func (p *progress) clear() {
+	if p.w != nil {
+		fmt.Fprint(p.w, "\r\x1b[K")
+	}
+}
