@@ -1,0 +1,188 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/gpulet/gpulet/e2e/harness"
+	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/wire"
+)
+
+// figures are the fields of loadgen's JSON that the tests read.
+type figures struct {
+	Sent       int64            `json:"sent"`
+	OK         int64            `json:"ok"`
+	Lost       int64            `json:"lost"`
+	Duplicates int64            `json:"duplicates"`
+	Errors     map[string]int64 `json:"errors"`
+	Wrong      int64            `json:"wrong"`
+	Accuracy   float64          `json:"accuracy"`
+}
+
+type run struct {
+	Models map[string]figures `json:"models"`
+	Total  figures            `json:"total"`
+}
+
+// load runs the load generator and returns what it measured; it must exit with 0.
+func load(t *testing.T, s *harness.System, args ...string) run {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "run.json")
+	code, out := s.Loadgen(t, append(args, "--json", file)...)
+	if code != 0 {
+		t.Fatalf("loadgen %s: exit %d\n%s", strings.Join(args, " "), code, out)
+	}
+	return readRun(t, file)
+}
+
+func readRun(t *testing.T, file string) run {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return harness.Decode[run](t, string(data))
+}
+
+// allRight fails the test unless every request was answered, once, and right.
+func allRight(t *testing.T, what string, f figures) {
+	t.Helper()
+	if f.Sent == 0 || f.OK != f.Sent || f.Lost != 0 || f.Duplicates != 0 || f.Wrong != 0 {
+		t.Errorf("%s: %+v: expected every request answered once and right", what, f)
+	}
+}
+
+func TestDigitsAreReadRightOverEveryDoor(t *testing.T) {
+	requireTorch(t)
+	s := harness.Up(t, harness.Config{Models: lenetOnly(t), Engine: "torch"})
+	s.WaitReady(t, "lenet")
+	for _, via := range []string{"nats", "http"} {
+		f := load(t, s, "--rates", "lenet=80", "--duration", "5s", "--timeout", "30s", "--via", via).Models["lenet"]
+		allRight(t, "lenet over "+via, f)
+		if f.Accuracy < 0.97 {
+			t.Errorf("lenet over %s: %.2f%% of the digits right, expected at least 97%%", via, 100*f.Accuracy)
+		}
+	}
+	t.Run("JSON", func(t *testing.T) { digitsAsJSON(t, s) })
+}
+
+// digitsAsJSON sends digits as people do with curl.
+func digitsAsJSON(t *testing.T, s *harness.System) {
+	file := filepath.Join(harness.Root(t), "models", "lenet", "samples.msgpack")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	samples, err := wire.DecodeSamples(file, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 {
+		body, _, err := wire.EncodeV2Request(wire.V2Request{Request: samples.Request(i, 1), ID: fmt.Sprint(i)}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		code, answer, err := harness.Post(s.HTTP+"/v2/models/lenet/infer", string(body))
+		if err != nil || code != http.StatusOK {
+			t.Fatalf("HTTP status %d, %v: %s", code, err, answer)
+		}
+		rep := harness.Decode[struct {
+			ID      string `json:"id"`
+			Outputs []struct {
+				Data []float64 `json:"data"`
+			} `json:"outputs"`
+		}](t, answer)
+		best := 0
+		for j, v := range rep.Outputs[0].Data {
+			if v > rep.Outputs[0].Data[best] {
+				best = j
+			}
+		}
+		if best != samples.Labels[i] || rep.ID != fmt.Sprint(i) {
+			t.Errorf("digit %d: read as %d in answer %q, expected %d", i, best, rep.ID, samples.Labels[i])
+		}
+	}
+}
+
+func TestTwoModelsShareAHost(t *testing.T) {
+	r := newRepository(t, "double", "twice")
+	s := harness.Up(t, harness.Config{Models: r.dir, Engine: "ref"})
+	s.WaitReady(t, "double", "twice")
+	got := load(t, s, "--rates", "double=200,twice=100", "--duration", "4s")
+	allRight(t, "double", got.Models["double"])
+	allRight(t, "twice", got.Models["twice"])
+}
+
+func TestKillingAGpuletLosesNothing(t *testing.T) {
+	r := newRepository(t, "double")
+	s := harness.Up(t, harness.Config{Models: r.dir, Engine: "ref"})
+	s.WaitReady(t, "double")
+	b := s.Bus(t, bus.RoleFrontend)
+
+	file := filepath.Join(t.TempDir(), "run.json")
+	loadgen := s.StartLoadgen(t, "--rates", "double=200", "--duration", "12s", "--json", file)
+	for kills := range 2 {
+		var pid int
+		harness.Eventually(t, "a gpu-let that works", func() error {
+			for _, g := range s.Gpulets(t, b, "double") {
+				if g.Models[0].Requests > 50 && g.PID != pid {
+					pid = g.PID
+					return nil
+				}
+			}
+			return fmt.Errorf("no gpu-let has answered 50 requests (after %d kills)", kills)
+		})
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code := loadgen.Wait(t); code != 0 {
+		t.Errorf("loadgen: exit %d", code)
+	}
+	f := readRun(t, file).Total
+	if f.Sent < 2000 || f.OK != f.Sent || f.Lost != 0 || f.Wrong != 0 {
+		t.Errorf("%+v: expected every request answered, and right", f)
+	}
+	harness.Eventually(t, "the restart is reported", func() error {
+		for _, g := range s.Gpulets(t, b, "double") {
+			if g.Restarts > 0 {
+				return nil
+			}
+		}
+		return fmt.Errorf("no gpu-let with restarts")
+	})
+}
+
+func TestPlannerStatusShowsTheSystem(t *testing.T) {
+	r := newRepository(t, "double")
+	s := harness.Up(t, harness.Config{Models: r.dir, Engine: "ref"})
+	s.WaitReady(t, "double")
+	code, out := harness.Run(t, "planner", nil, "status", "--nats-url", s.NATS, "--state-dir", s.StateDir)
+	if code != 0 || !strings.Contains(out, "double") || !strings.Contains(out, "cpu-") {
+		t.Errorf("planner status: exit %d\n%s", code, out)
+	}
+	code, out = harness.Run(t, "planner", nil, "status", "--json", "--nats-url", s.NATS, "--state-dir", s.StateDir, "--log-level", "error")
+	var doc map[string]any
+	if err := json.Unmarshal([]byte(out), &doc); err != nil || code != 0 {
+		t.Errorf("planner status --json: exit %d, %v\n%s", code, err, out)
+	}
+}
+
+func TestMetricsCountRequests(t *testing.T) {
+	r := newRepository(t, "double")
+	s := harness.Up(t, harness.Config{Models: r.dir, Engine: "ref"})
+	s.WaitReady(t, "double")
+	allRight(t, "double", load(t, s, "--rates", "double=50", "--duration", "2s", "--via", "http").Total)
+	metrics := s.Frontend.WaitEvent(t, "frontend is up").Text("metrics")
+	_, body, err := harness.Get("http://" + metrics + "/metrics")
+	if err != nil || !strings.Contains(body, `gpulet_`) || !strings.Contains(body, `model="double"`) {
+		t.Errorf("%v: no metrics of model double in\n%.2000s", err, body)
+	}
+}
