@@ -54,18 +54,20 @@ func (e *Estimator) smooth(c Config, n float64, elapsed time.Duration) {
 	}
 }
 
-// catchUp takes the recent rate for the rate when the mean cannot explain so many arrivals.
+// catchUp takes a recent rate for the rate when the mean cannot explain so many arrivals: that of
+// the shortest stretch, back from now, which is too full for chance.
 func (e *Estimator) catchUp() {
 	var n, seconds float64
-	for _, s := range e.recent {
-		n += s.n
-		seconds += s.elapsed.Seconds()
-	}
-	if n < 2 || n/seconds <= e.rate || poissonTail(n, e.rate*seconds) >= jumpTail {
+	for i := len(e.recent) - 1; i >= 0; i-- {
+		n += e.recent[i].n
+		seconds += e.recent[i].elapsed.Seconds()
+		if n < 2 || n/seconds <= e.rate || poissonTail(n, e.rate*seconds) >= jumpTail {
+			continue
+		}
+		e.rate, e.slope = n/seconds, 0
+		e.seen = time.Duration(seconds * float64(time.Second))
 		return
 	}
-	e.rate, e.slope = n/seconds, 0
-	e.seen = time.Duration(seconds * float64(time.Second))
 }
 
 func (e *Estimator) remember(s sample, window time.Duration) {

@@ -51,6 +51,19 @@ func Margin(rateRPS float64, slo, epoch time.Duration, epsilon float64) float64 
 	return high
 }
 
+// Carries is the inverse: the largest rate that a capacity carries with its margin.
+func Carries(capacityRPS float64, slo, epoch time.Duration, epsilon float64) float64 {
+	low, high := 0.0, capacityRPS
+	for range 60 {
+		if mid := (low + high) / 2; mid+Margin(mid, slo, epoch, epsilon) > capacityRPS {
+			high = mid
+		} else {
+			low = mid
+		}
+	}
+	return low
+}
+
 // overflow is P(Q(t) > x) of a Brownian motion from 0 with drift -theta and the given variance per
 // second, reflected at zero.
 func overflow(x, theta, variance, t float64) float64 {

@@ -61,7 +61,7 @@ func Urgent(s State, last Seen) (cause, reason string, changed bool) {
 		case l.Backlog == 0:
 		case !loaded[m.Name]:
 			return Demand, fmt.Sprintf("model %s has %d requests and is not loaded anywhere", m.Name, l.Backlog), false
-		case float64(l.Backlog)*size > 2*can+1:
+		case float64(l.Backlog)*size > 1.25*can+2:
 			return Lag, fmt.Sprintf("model %s has %d requests waiting, the plan answers %.0f within its SLO", m.Name, l.Backlog, can), false
 		case l.Estimate.AtLeast(surely)*size > capacity[m.Name]:
 			return Demand, fmt.Sprintf("model %s gets %.4g requests/s, the plan carries %.4g samples/s", m.Name, l.Estimate.RateRPS, capacity[m.Name]), false
