@@ -144,6 +144,24 @@ func TestErrorsOfTheSystemAreNoFailureOfTheRun(t *testing.T) {
 	}
 }
 
+func TestStrictRunsFailOnErrorsAndOnFewRightAnswers(t *testing.T) {
+	expired := system(t, func(rep *wire.Reply) { *rep = wire.Reply{Status: wire.Expired} })
+	r := loadgen(t, expired, "run", "--rates", "digits=100", "--duration", "200ms", "--strict")
+	if r.code != 1 || !strings.Contains(r.stderr, "answered with an error") {
+		t.Errorf("%+v", r)
+	}
+	// All answers say class 0, within a tolerance that lets them pass: half of the labels are 0.
+	zero := system(t, func(rep *wire.Reply) { rep.Outputs[0].Data = make([]byte, 12) })
+	r = loadgen(t, zero, "run", "--rates", "digits=100", "--duration", "300ms", "--arrival", "uniform", "--tolerance", "2", "--min-accuracy", "97%")
+	if r.code != 1 || !strings.Contains(r.stderr, "digits: 50.00% of the labelled answers are right") {
+		t.Errorf("%+v", r)
+	}
+	r = loadgen(t, zero, "run", "--rates", "digits=100", "--duration", "300ms", "--arrival", "uniform", "--tolerance", "2", "--min-accuracy", "50%", "--strict")
+	if r.code != 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestScenariosAndTracesRun(t *testing.T) {
 	sys := system(t, nil)
 	dir := t.TempDir()
@@ -310,6 +328,7 @@ func TestWrongUsage(t *testing.T) {
 		"--arrival: open " + missing:      {"run", "--rates", "digits=1", "--arrival", "trace:" + missing},
 		"--slo other: no requests":        {"run", "--rates", "digits=1", "--slo", "other=1s"},
 		"expected a duration above 0 and": {"run", "--rates", "digits=1", "--duration", "1s", "--warmup", "1s"},
+		"--min-accuracy \"most\"":         {"run", "--rates", "digits=1", "--min-accuracy", "most"},
 		"--mix: missing":                  {"search"},
 		"--mix: found \"many\"":           {"search", "--mix", "many"},
 		"--violations \"some\"":           {"search", "--mix", "digits=1", "--violations", "some"},

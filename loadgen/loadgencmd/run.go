@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gpulet/gpulet/loadgen/internal/arrival"
 	"github.com/gpulet/gpulet/loadgen/internal/drive"
 	"github.com/gpulet/gpulet/loadgen/internal/report"
 	"github.com/gpulet/gpulet/loadgen/internal/scenario"
@@ -28,10 +29,15 @@ type runConfig struct {
 	Duration time.Duration `env:"DURATION" usage:"how long to send (default 30s; a scenario's phases; the length of a trace)"`
 	// Warmup is left out of all figures.
 	Warmup time.Duration `env:"WARMUP" usage:"part of the duration, at its start, that is sent and not counted"`
+	// Strict and MinAccuracy make a run fail that would otherwise only report.
+	Strict      bool   `env:"STRICT" usage:"fail unless every request was answered ok"`
+	MinAccuracy string `env:"MIN_ACCURACY" usage:"fail when fewer of a model's labelled answers are right, as in 97%"`
 	// JSON, CSV and HTML are files to write; - is standard output.
 	JSON string `env:"JSON" usage:"file for the run's figures as JSON (- for standard output)"`
 	CSV  string `env:"CSV" usage:"file for the run's figures as CSV (- for standard output)"`
 	HTML string `env:"HTML" usage:"file for the run's report as HTML (- for standard output)"`
+
+	minAccuracy float64 // MinAccuracy, parsed
 }
 
 // Validate checks what can be checked without the system.
@@ -48,6 +54,13 @@ func (c *runConfig) Validate() error {
 	if c.Scenario != "" && c.Duration != 0 {
 		return errors.New("--duration and --scenario: a scenario's phases say how long it is")
 	}
+	if c.MinAccuracy != "" {
+		share, err := arrival.ParseFraction(c.MinAccuracy)
+		if err != nil || share < 0 || share > 1 {
+			return fmt.Errorf("--min-accuracy %q: expected a share from 0 to 1, such as 97%%", c.MinAccuracy)
+		}
+		c.minAccuracy = share
+	}
 	return nil
 }
 
@@ -63,7 +76,7 @@ checked against the expected outputs and labels; other models are sent random te
 
 Exit status: 0 when every request was answered and no answer was wrong, 1 when a request was lost
 or an answer was wrong, 2 for wrong usage. Errors that the system answers with (overloaded,
-expired, ...) are counted and are not a failure of the run.`,
+expired, ...) are counted and are a failure of the run only with --strict.`,
 		Example: `  loadgen run --rates lenet=300 --duration 10s
   loadgen run --rates resnet50=100,bert=20 --arrival mmpp:5,20%,1s --slo resnet50=80ms --html run.html
   loadgen run --scenario rush.yaml --json run.json
@@ -110,8 +123,21 @@ func run(ctx context.Context, cfg runConfig, stdout, stderr io.Writer) error {
 	if err := cfg.write(stdout, doc); err != nil {
 		return err
 	}
+	return cfg.verdict(doc)
+}
+
+// verdict is why the run failed; nil when it did not.
+func (c *runConfig) verdict(doc report.Run) error {
 	if why := doc.Failure(); why != "" {
 		return errors.New(why)
+	}
+	if n := doc.Total.ErrorCount(); c.Strict && n > 0 {
+		return fmt.Errorf("%d of %d requests were answered with an error (--strict)", n, doc.Total.Sent)
+	}
+	for _, name := range doc.Names() {
+		if a := doc.Models[name].Accuracy; a != nil && *a < c.minAccuracy {
+			return fmt.Errorf("%s: %.2f%% of the labelled answers are right: expected at least %s (--min-accuracy)", name, 100**a, c.MinAccuracy)
+		}
 	}
 	return nil
 }
