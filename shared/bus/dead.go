@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -115,8 +116,27 @@ func (b *Bus) buryStored(ctx context.Context, adv advisory, msg *jetstream.RawSt
 		return err
 	}
 	b.log.Warn("buried a dead request", "model", model, "seq", msg.Sequence, "reason", reason)
-	if err := b.answer(msg.Header, wire.Poisoned, model, reason); err != nil {
+	if err := b.answer(msg, wire.Poisoned, model, reason); err != nil {
 		b.log.Warn("cannot answer a dead request", "model", model, "seq", msg.Sequence, "error", err)
 	}
 	return nil
+}
+
+// answer tells a requester that its request ended without an output. A request without an id is
+// known by its place in the queue, as it is to workers.
+func (b *Bus) answer(msg *jetstream.RawStreamMsg, status wire.Status, model, detail string) error {
+	id := msg.Header.Get(wire.HeaderRequestID)
+	if id == "" {
+		id = strconv.FormatUint(msg.Sequence, 10)
+	}
+	header, body, err := wire.EncodeReply(msg.Header.Get(wire.HeaderType), wire.Reply{
+		RequestID: id, Status: status, Model: model, Detail: detail,
+	})
+	if err != nil {
+		return err
+	}
+	if to := msg.Header.Get(wire.HeaderReplyTo); to != "" {
+		return b.Reply(to, header, body)
+	}
+	return b.StoreResult(model, id, header, body)
 }

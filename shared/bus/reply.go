@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-
-	"github.com/gpulet/gpulet/shared/wire"
 )
 
 // Reply sends an answer to a request's Gpulet-Reply-To. It does not wait; an address outside the
@@ -141,18 +139,4 @@ func oneLine(s string) string {
 		}
 	}
 	return string(b)
-}
-
-// answer tells a requester that its request ended without an output.
-func (b *Bus) answer(header nats.Header, status wire.Status, model, detail string) error {
-	to := header.Get(wire.HeaderReplyTo)
-	id := header.Get(wire.HeaderRequestID)
-	h, body, err := wire.EncodeReply(header.Get(wire.HeaderType), wire.Reply{RequestID: id, Status: status, Model: model, Detail: detail})
-	if err != nil {
-		return err
-	}
-	if to == "" {
-		return b.StoreResult(model, id, h, body)
-	}
-	return b.Reply(to, h, body)
 }

@@ -59,7 +59,8 @@ func publicKey(file string, log *slog.Logger) (string, error) {
 	return public, nil
 }
 
-// makeSeed writes a new seed so that a reader never sees half of it.
+// makeSeed writes a new seed so that a reader never sees half of it. No line break follows it: not
+// every client library takes one.
 func makeSeed(file string) ([]byte, error) {
 	pair, err := nkeys.CreateUser()
 	if err != nil {
@@ -70,7 +71,7 @@ func makeSeed(file string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	seed = append(bytes.Clone(seed), '\n')
+	seed = bytes.Clone(seed)
 	tmp, err := os.CreateTemp(filepath.Dir(file), ".key-*") // made with mode 0600
 	if err != nil {
 		return nil, err
