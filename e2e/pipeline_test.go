@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -71,10 +72,12 @@ func TestDigitsAreReadRightOverEveryDoor(t *testing.T) {
 		}
 	}
 	t.Run("JSON", func(t *testing.T) { digitsAsJSON(t, s) })
+	t.Run("examples", func(t *testing.T) { examplesRun(t, s) })
 }
 
-// digitsAsJSON sends digits as people do with curl.
-func digitsAsJSON(t *testing.T, s *harness.System) {
+// digits are the shipped samples.
+func digits(t *testing.T) wire.Samples {
+	t.Helper()
 	file := filepath.Join(harness.Root(t), "models", "lenet", "samples.msgpack")
 	data, err := os.ReadFile(file)
 	if err != nil {
@@ -84,11 +87,44 @@ func digitsAsJSON(t *testing.T, s *harness.System) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 10 {
-		body, _, err := wire.EncodeV2Request(wire.V2Request{Request: samples.Request(i, 1), ID: fmt.Sprint(i)}, false)
-		if err != nil {
-			t.Fatal(err)
+	return samples
+}
+
+// digitJSON is a request for sample i as JSON.
+func digitJSON(t *testing.T, samples wire.Samples, i int) []byte {
+	t.Helper()
+	body, _, err := wire.EncodeV2Request(wire.V2Request{Request: samples.Request(i, 1), ID: fmt.Sprint(i)}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body
+}
+
+// examplesRun runs the programs that people start from.
+func examplesRun(t *testing.T, s *harness.System) {
+	samples := digits(t)
+	file := filepath.Join(t.TempDir(), "digit.json")
+	if err := os.WriteFile(file, digitJSON(t, samples, 0), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("%s: lenet says %d", file, samples.Labels[0])
+	for _, line := range [][]string{
+		{"go", "run", "./examples/infer-go", "-url", s.HTTP, file},
+		{"python3", "examples/infer.py", "--url", s.HTTP, file},
+	} {
+		cmd := exec.Command(line[0], line[1:]...)
+		cmd.Dir = harness.Root(t)
+		if out, err := cmd.CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != want {
+			t.Errorf("%v: %v, expected %q:\n%s", line, err, want, out)
 		}
+	}
+}
+
+// digitsAsJSON sends digits as people do with curl.
+func digitsAsJSON(t *testing.T, s *harness.System) {
+	samples := digits(t)
+	for i := range 10 {
+		body := digitJSON(t, samples, i)
 		code, answer, err := harness.Post(s.HTTP+"/v2/models/lenet/infer", string(body))
 		if err != nil || code != http.StatusOK {
 			t.Fatalf("HTTP status %d, %v: %s", code, err, answer)
