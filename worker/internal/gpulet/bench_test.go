@@ -1,0 +1,53 @@
+package gpulet_test
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gpulet/gpulet/shared/bus"
+)
+
+// BenchmarkLoop is a gpu-let with an engine that computes nothing, fed by one client over an
+// embedded server: everything on the same machine.
+func BenchmarkLoop(b *testing.B) {
+	for _, size := range []int{1, 2, 4, 8, 16, 32} {
+		b.Run(fmt.Sprintf("batch=%d", size), func(b *testing.B) {
+			b.ReportAllocs()
+			r := newRig(b, rigOptions{models: []string{"m"}, batch: size, timeout: time.Minute, null: true})
+			r.waitReady(1)
+			body := r.body(1)
+			const window = 512 // in flight: enough for full batches, not enough to overload the queue
+			slots := make(chan struct{}, window)
+			var answered, failed atomic.Int64
+			done := make(chan struct{}, 1)
+			target := int64(-1)
+			r.onReply = func(rep bus.Reply) {
+				if rep.Get("Gpulet-Status") != "ok" {
+					failed.Add(1)
+				}
+				<-slots
+				if answered.Add(1) == atomic.LoadInt64(&target) {
+					done <- struct{}{}
+				}
+			}
+			sent := int64(0)
+			for b.Loop() {
+				slots <- struct{}{}
+				sent++
+				r.publish(&bus.Message{Model: "m", RequestID: "x", ReplyTo: r.inbox.Address("x"), Body: body})
+			}
+			atomic.StoreInt64(&target, sent)
+			if answered.Load() < sent {
+				<-done
+			}
+			if n := failed.Load(); n > 0 {
+				b.Fatalf("%d of %d requests failed", n, sent)
+			}
+			rep := r.report().Models[0]
+			b.ReportMetric(float64(sent)/b.Elapsed().Seconds(), "req/s")
+			b.ReportMetric(float64(rep.Samples)/float64(rep.Batches), "samples/batch")
+		})
+	}
+}

@@ -1,0 +1,130 @@
+package gpulet
+
+import (
+	"math"
+	"reflect"
+	"time"
+
+	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/lifecycle"
+	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/worker/internal/engine"
+	"github.com/gpulet/gpulet/worker/internal/link"
+)
+
+// bound is a model that the gpu-let was told to serve.
+type bound struct {
+	link.Assignment
+	estimate *estimate
+	counts   plan.ModelReport
+
+	loaded  engine.Model // nil: not (yet)
+	spec    engine.Spec  // that loaded was, or is being, loaded with
+	problem string       // why it is not loaded
+	needs   bool         // something has to be loaded for the assignment
+	loadAt  time.Time    // when to load it; zero: it is being loaded, or cannot be
+	again   lifecycle.Backoff
+
+	// retiring models take no more requests and go when those they hold are done.
+	retiring bool
+
+	puller  *bus.Puller // nil while nothing may be fetched
+	rank    int         // of the puller
+	pulling bool        // the puller has an outstanding pull
+	asked   int         // of that pull
+	got     int         // messages of that pull so far
+	pulled  time.Time   // when it was made
+	first   time.Time   // when its first message came
+	pullAt  time.Time   // not before
+	pace    lifecycle.Backoff
+	trouble string // why the last pull failed
+}
+
+func newBound(a link.Assignment) *bound {
+	m := &bound{
+		Assignment: a,
+		counts:     plan.ModelReport{Model: a.Model},
+		again:      lifecycle.Backoff{Min: 2 * time.Second, Max: time.Minute},
+		pace:       lifecycle.Backoff{Min: 50 * time.Millisecond, Max: 2 * time.Second},
+	}
+	m.reset()
+	return m
+}
+
+// reset starts the estimate again from the plan's figure.
+func (m *bound) reset() {
+	planned := time.Duration(0)
+	if ms := m.ExecMs; ms > 0 && !math.IsInf(ms, 0) {
+		planned = time.Duration(ms * float64(time.Millisecond))
+	}
+	m.estimate = newEstimate(planned, m.batch(), m.Config.MaxBatch)
+}
+
+func (m *bound) name() string { return m.Model }
+
+// batch is the most samples of a batch.
+func (m *bound) batch() int { return max(1, min(m.Batch, m.Config.MaxBatch)) }
+
+// timeout is how long a request may take that does not say itself.
+func (m *bound) timeout() time.Duration {
+	if m.Config.Timeout > 0 {
+		return m.Config.Timeout
+	}
+	return 2 * m.Config.SLO
+}
+
+// settled reports whether loading has ended, one way or the other.
+func (m *bound) settled() bool { return !m.needs || m.problem != "" }
+
+// wanted is what has to be loaded for the assignment.
+func (m *bound) wanted(device string) engine.Spec {
+	cfg := m.Config
+	cfg.Path = m.Archive
+	return engine.Spec{
+		Model: cfg, Device: device, Precision: cfg.Precision, MaxBatch: cfg.MaxBatch, Batches: buckets(m.batch()),
+	}
+}
+
+// buckets are the batch sizes to prepare for batches of up to n samples.
+func buckets(n int) []int {
+	var sizes []int
+	for b := 1; b < n; b *= 2 {
+		sizes = append(sizes, b)
+	}
+	return append(sizes, n)
+}
+
+// sameModel reports whether b may serve what was asked for with a: then nothing has to be loaded.
+// Which batches are prepared is a matter of speed, not of what is served.
+func sameModel(a, b engine.Spec) bool {
+	key := func(s engine.Spec) engine.Spec {
+		s.Batches = nil
+		s.Model.SLO, s.Model.Timeout, s.Model.Weight, s.Model.Class, s.Model.Pin = 0, 0, 0, "", 0
+		return s
+	}
+	return reflect.DeepEqual(key(a), key(b))
+}
+
+// report is what is told of the model.
+func (m *bound) report() plan.ModelReport {
+	r := m.counts
+	r.Loaded = m.loaded != nil
+	r.Error = m.problem
+	return r
+}
+
+// ran counts a run that is over.
+func (m *bound) ran(o outcome) {
+	m.counts.Batches++
+	m.counts.Samples += uint64(o.samples)
+	m.counts.Requests += uint64(len(o.requests))
+	ms := float64(o.took) / float64(time.Millisecond)
+	m.counts.BusyMs += ms
+	if m.counts.ExecMs == 0 {
+		m.counts.ExecMs = ms
+	}
+	m.counts.ExecMs += newWeight * (ms - m.counts.ExecMs)
+	if o.err == nil {
+		m.estimate.ran(o.samples, o.took)
+	}
+}

@@ -1,0 +1,340 @@
+package gpulet
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/gpulet/gpulet/shared/batch"
+	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/lifecycle"
+	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/shared/wire"
+	"github.com/gpulet/gpulet/worker/internal/engine"
+	"github.com/gpulet/gpulet/worker/internal/link"
+)
+
+// loop is the gpu-let's state. Only the goroutine of run touches it, but for what is said to be
+// shared.
+type loop struct {
+	cfg Config
+	log *slog.Logger
+
+	models  map[string]*bound
+	order   []*bound // duty order, retiring ones last
+	batcher *batch.Batcher
+	open    map[*request]struct{} // fetched, and neither acknowledged nor given up
+	events  chan bus.PullEvent
+
+	exec      *executor
+	busy      bool
+	busyUntil time.Time // estimate
+	lead      lead
+	storing   sync.WaitGroup // results being stored, shared with their goroutines
+
+	loader  *loader
+	loading *bound         // being loaded now; nil: none
+	toClose []engine.Model // out of service
+
+	revision uint64 // last assigned
+	assigned bool   // at least once
+	served   uint64 // revision whose models have all been loaded or have failed
+	draining bool
+	wake     time.Time // of the batcher
+	timer    *time.Timer
+	state    plan.GpuletState
+}
+
+func newLoop(cfg Config) *loop {
+	return &loop{
+		cfg:     cfg,
+		log:     cfg.Log,
+		models:  map[string]*bound{},
+		batcher: batch.New(nil),
+		open:    map[*request]struct{}{},
+		events:  make(chan bus.PullEvent, 1024),
+		lead:    newLead(),
+	}
+}
+
+func (l *loop) run(ctx context.Context) error {
+	drain, abort, stop := lifecycle.Context(ctx, l.cfg.Grace)
+	defer stop()
+	loadCtx, stopLoading := context.WithCancel(abort)
+	l.exec = startExecutor()
+	l.loader = startLoader(loadCtx, l.cfg.Engine)
+	l.timer = time.NewTimer(time.Hour)
+	defer l.timer.Stop()
+
+	err := l.serve(drain, abort)
+
+	for _, m := range l.order {
+		l.stopPulling(m)
+	}
+	stopLoading()
+	if err != nil {
+		l.exec.abandon()
+		l.loader.abandon()
+		return err
+	}
+	l.exec.jobs <- job{close: append(l.toClose, l.closing()...)}
+	l.loader.stop()
+	l.exec.stop()
+	l.storing.Wait()
+	return l.cfg.Bus.Flush()
+}
+
+// closing takes all loaded models out of service.
+func (l *loop) closing() []engine.Model {
+	var models []engine.Model
+	for _, m := range l.order {
+		if m.loaded != nil {
+			models = append(models, m.loaded)
+			m.loaded = nil
+		}
+	}
+	return models
+}
+
+// serve handles one event after the other until everything is drained.
+func (l *loop) serve(drain, abort context.Context) error {
+	report := time.NewTicker(reportEvery)
+	defer report.Stop()
+	progress := time.NewTicker(progressEvery)
+	defer progress.Stop()
+	commands, ended := l.cfg.Commands, drain.Done()
+	grace := (<-chan time.Time)(nil)
+	l.report()
+	for !l.drained() {
+		l.step()
+		select {
+		case e := <-l.events:
+			l.pullEvents(e)
+		case o := <-l.exec.out:
+			if err := l.finished(o); err != nil {
+				return err
+			}
+		case r := <-l.loader.results:
+			l.hasLoaded(r)
+		case c, ok := <-commands:
+			if !ok {
+				commands = nil
+			}
+			l.command(c, ok)
+		case <-ended:
+			ended = nil
+			l.drain()
+		case <-l.timer.C:
+		case <-report.C:
+			l.report()
+		case <-progress.C:
+			l.progress()
+		case <-grace:
+			return l.aborted()
+		case <-abort.Done():
+			return l.aborted()
+		}
+		if l.draining && grace == nil {
+			grace = time.After(l.cfg.Grace)
+		}
+	}
+	return nil
+}
+
+func (l *loop) aborted() error {
+	return fmt.Errorf("%w: %d requests, to be delivered again", ErrAborted, len(l.open))
+}
+
+// drained reports whether nothing is left to do before the process may end.
+func (l *loop) drained() bool {
+	return l.draining && !l.busy && len(l.open) == 0 && len(l.events) == 0
+}
+
+// step does whatever can be done now and sets the timer for what cannot.
+func (l *loop) step() {
+	now := time.Now()
+	l.retire()
+	l.closeModels()
+	l.launch(now)
+	l.pull(now)
+	l.load(now)
+	l.arm(now)
+	l.settle()
+}
+
+// launch hands the executor its next batch, if it is free, and gives up what is too late.
+func (l *loop) launch(now time.Time) {
+	var d batch.Decision
+	if l.busy || l.delivering(now) {
+		d = l.batcher.Expire(now)
+	} else {
+		d = l.batcher.Next(now)
+	}
+	l.wake = d.Wake
+	if n := d.Launch; len(n.Items) > 0 {
+		l.busy, l.busyUntil = true, now.Add(n.Exec)
+		l.exec.jobs <- job{runs: newRuns(l.models[n.Model], n.Items)}
+	}
+	for _, it := range d.Expired {
+		l.expire(it.Payload.(*request), now) //nolint:forcetypeassert // the loop puts nothing else in
+	}
+}
+
+func (l *loop) expire(req *request, now time.Time) {
+	req.model.counts.Expired++
+	if now.Before(req.deadline) {
+		req.model.estimate.giveUp(1)
+	}
+	l.refuse(req, wire.Expired, late(req, now))
+}
+
+// finished takes what the executor has done. The next batch is launched, and the pull for the one
+// after it made, before the replies are encoded.
+func (l *loop) finished(o outcome) error {
+	if engine.CodeOf(o.err) == engine.EDEVICE {
+		return fmt.Errorf("%w: %w", ErrDevice, o.err)
+	}
+	o.model.ran(o)
+	if o.last {
+		l.busy = false
+		now := time.Now()
+		l.launch(now)
+		l.pull(now)
+	}
+	l.answer(o)
+	return nil
+}
+
+// admit takes a fetched message.
+func (l *loop) admit(m *bound, msg *bus.Msg, now time.Time) {
+	req, err := decode(m, msg, now)
+	l.open[req] = struct{}{}
+	if err != nil {
+		m.counts.Rejected++
+		l.refuse(req, wire.BadRequest, err.Error())
+		return
+	}
+	it := batch.Item{Payload: req, Samples: req.samples, Deadline: req.deadline, Arrived: msg.Stored}
+	if !l.batcher.Add(m.name(), it, now) {
+		delete(l.open, req)
+		_ = msg.Nak(0) // a model without a batch is one that was unbound; others serve it
+	}
+}
+
+// progress keeps the queue from delivering again what is only slow.
+func (l *loop) progress() {
+	old := time.Now().Add(-progressEvery / 2)
+	for req := range l.open {
+		if req.fetched.Before(old) {
+			_ = req.msg.InProgress() // if it is lost, the request is delivered again
+		}
+	}
+}
+
+// command does what the agent asks for; the end of commands means that the agent is gone.
+func (l *loop) command(c link.Command, ok bool) {
+	switch {
+	case !ok || c.Op == link.Drain:
+		l.drain()
+	case c.Op == link.Assign && !l.draining:
+		l.assign(c)
+	case c.Op != link.Assign:
+		l.log.Error("unknown command", "op", c.Op, "expected", link.Assign+" or "+link.Drain)
+	}
+}
+
+// drain stops taking requests. Those that were taken are finished.
+func (l *loop) drain() {
+	if l.draining {
+		return
+	}
+	l.log.Info("draining", "open", len(l.open))
+	l.draining = true
+	for _, m := range l.order {
+		l.stopPulling(m)
+	}
+	l.report()
+}
+
+// arm sets the timer to the next moment at which step has something to do.
+func (l *loop) arm(now time.Time) {
+	at := l.wake
+	for _, m := range l.order {
+		at = earlier(at, m.loadAt)
+		at = earlier(at, l.pullTime(m))
+		if m.delivering(now) {
+			at = earlier(at, m.first.Add(endGrace))
+		}
+	}
+	wait := time.Hour
+	if !at.IsZero() {
+		wait = max(0, at.Sub(now))
+	}
+	l.timer.Reset(wait)
+}
+
+// earlier returns the earlier of two moments, of which zero is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// settle notes when everything assigned is served or has failed, and reports a change of state.
+func (l *loop) settle() {
+	settled, failed, active := l.assigned, 0, 0
+	for _, m := range l.order {
+		if m.retiring {
+			continue
+		}
+		active++
+		settled = settled && m.settled()
+		if m.problem != "" && m.loaded == nil {
+			failed++
+		}
+	}
+	state := l.state
+	switch {
+	case l.draining:
+		state = plan.Draining
+	case !settled && (l.state == "" || l.state == plan.Starting):
+		state = plan.Starting
+	case settled && active > 0 && failed == active:
+		state = plan.Failed
+	case settled:
+		state = plan.Ready
+	}
+	changed := state != l.state || settled && l.served != l.revision
+	if settled {
+		l.served = l.revision
+	}
+	if l.state = state; changed {
+		l.report()
+	}
+}
+
+func (l *loop) report() {
+	r := plan.GpuletReport{
+		ID: l.cfg.ID, Host: l.cfg.Host, GPU: l.cfg.GPU, Share: l.cfg.Share, PID: l.cfg.PID,
+		State: l.state, Revision: l.served, Time: time.Now(), Models: make([]plan.ModelReport, 0, len(l.order)),
+	}
+	if r.State == "" {
+		r.State = plan.Starting
+	}
+	if l.draining {
+		r.State = plan.Draining
+	}
+	for _, m := range l.order {
+		r.Models = append(r.Models, m.report())
+		if m.trouble != "" {
+			r.Detail = m.trouble
+		}
+		if m.problem != "" {
+			r.Detail = m.problem
+		}
+	}
+	l.cfg.Report(r)
+}

@@ -1,0 +1,182 @@
+package gpulet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/tensor"
+	"github.com/gpulet/gpulet/shared/wire"
+)
+
+// answer replies to every request of a run that is over.
+func (l *loop) answer(o outcome) {
+	if o.err != nil {
+		for _, req := range o.requests {
+			req.model.counts.Failed++
+			l.refuse(req, wire.Failed, o.err.Error())
+		}
+		return
+	}
+	defer o.result.Free()
+	outputs := o.result.Outputs()
+	from := 0
+	for _, req := range o.requests {
+		l.reply(o, req, outputs, from)
+		from += req.samples
+	}
+}
+
+// reply answers a request with its part of the batch's outputs, which starts at sample from. The
+// outputs are copied once, into the reply.
+func (l *loop) reply(o outcome, req *request, outputs []tensor.Tensor, from int) {
+	rep := wire.Reply{
+		RequestID: req.id(),
+		Status:    wire.StatusOK,
+		Model:     req.model.name(),
+		Version:   req.model.Config.Version,
+		Timing: wire.Timing{
+			QueuedUs:  max(0, req.fetched.Sub(req.msg.Stored).Microseconds()),
+			BatchedUs: o.started.Sub(req.fetched).Microseconds(),
+			ExecUs:    o.took.Microseconds(),
+			Batch:     o.samples,
+			Gpulet:    l.cfg.ID,
+			Share:     l.cfg.Share,
+			Plan:      l.revision,
+		},
+	}
+	var err error
+	if rep.Outputs, err = slice(outputs, req, from, o.samples); err != nil {
+		req.model.counts.Failed++
+		l.refuse(req, wire.Failed, err.Error())
+		return
+	}
+	l.send(req, rep)
+}
+
+// slice cuts a request's samples out of the outputs of a batch.
+func slice(outputs []tensor.Tensor, req *request, from, samples int) ([]tensor.Tensor, error) {
+	parts := make([]tensor.Tensor, 0, len(outputs))
+	for _, t := range outputs {
+		if len(req.outputs) > 0 && !slices.Contains(req.outputs, t.Name) {
+			continue
+		}
+		if len(t.Shape) == 0 || t.Shape[0] != int64(samples) {
+			return nil, fmt.Errorf("output %q has the shape %v: expected %d samples in its first dimension", t.Name, t.Shape, samples)
+		}
+		each := len(t.Data) / samples
+		t.Data = t.Data[from*each : (from+req.samples)*each]
+		if req.samples != samples {
+			t.Shape = slices.Clone(t.Shape)
+			t.Shape[0] = int64(req.samples)
+		}
+		parts = append(parts, t)
+	}
+	return parts, nil
+}
+
+// refuse answers a request with an error and acknowledges it.
+func (l *loop) refuse(req *request, status wire.Status, detail string) {
+	l.send(req, wire.Reply{RequestID: req.id(), Status: status, Model: req.model.name(), Detail: detail})
+}
+
+// send encodes a reply, sends it and acknowledges the request.
+func (l *loop) send(req *request, rep wire.Reply) {
+	header, body, err := wire.EncodeReply(req.msg.Get(wire.HeaderType), rep)
+	if err != nil && rep.Status == wire.StatusOK {
+		// The model's output cannot be said in the request's own format: NaN in JSON.
+		req.model.counts.Failed++
+		l.refuse(req, wire.Failed, err.Error())
+		return
+	}
+	if err != nil {
+		l.log.Error("cannot encode a reply", "model", rep.Model, "request_id", rep.RequestID, "error", err)
+		l.end(req)
+		return
+	}
+	if to := req.msg.Get(wire.HeaderReplyTo); to != "" {
+		l.deliver(req, rep, to, header, body)
+		return
+	}
+	l.store(req, rep, header, body)
+}
+
+// deliver sends a reply to the request's inbox.
+func (l *loop) deliver(req *request, rep wire.Reply, to string, header map[string]string, body []byte) {
+	err := l.cfg.Bus.Reply(to, header, body)
+	switch {
+	case err == nil:
+		l.end(req)
+	case errors.Is(err, bus.ErrUnavailable):
+		// The queue delivers the request again, to somebody who can answer.
+		l.log.Warn("reply not sent", "model", rep.Model, "request_id", rep.RequestID, "error", err)
+		delete(l.open, req)
+	case errors.Is(err, bus.ErrTooLarge) && rep.Status == wire.StatusOK:
+		req.model.counts.Failed++
+		l.refuse(req, wire.Failed, "reply: "+err.Error())
+	default:
+		// There is nobody to tell: the address itself is bad.
+		l.log.Debug("reply address refused", "model", rep.Model, "request_id", rep.RequestID, "error", err)
+		l.end(req)
+	}
+}
+
+// store keeps a reply that nobody waits for. It takes a round trip, so it does not happen on the
+// loop; how many are under way is bounded by how many requests may be unacknowledged.
+func (l *loop) store(req *request, rep wire.Reply, header map[string]string, body []byte) {
+	delete(l.open, req)
+	draining := l.draining
+	l.storing.Add(1)
+	go func() {
+		defer l.storing.Done()
+		err := l.cfg.Bus.StoreResult(rep.Model, rep.RequestID, header, body)
+		if errors.Is(err, bus.ErrTooLarge) && rep.Status == wire.StatusOK {
+			rep = wire.Reply{RequestID: rep.RequestID, Status: wire.Failed, Model: rep.Model, Detail: err.Error()}
+			if header, body, err = wire.EncodeReply(req.msg.Get(wire.HeaderType), rep); err == nil {
+				err = l.cfg.Bus.StoreResult(rep.Model, rep.RequestID, header, body)
+			}
+		}
+		if errors.Is(err, bus.ErrUnavailable) {
+			l.log.Warn("result not stored", "model", rep.Model, "request_id", rep.RequestID, "error", err)
+			return // delivered again after the AckWait
+		}
+		if err != nil {
+			l.log.Warn("result refused", "model", rep.Model, "request_id", rep.RequestID, "error", err)
+		}
+		l.ack(req, draining)
+	}()
+}
+
+// end acknowledges a request that was answered.
+func (l *loop) end(req *request) {
+	delete(l.open, req)
+	l.ack(req, l.draining)
+}
+
+// ack does not wait, except while draining, when the process ends next.
+func (l *loop) ack(req *request, wait bool) {
+	err := error(nil)
+	if wait {
+		ctx, cancel := context.WithTimeout(context.Background(), ackTimeout)
+		defer cancel()
+		err = req.msg.DoubleAck(ctx)
+	} else {
+		err = req.msg.Ack()
+	}
+	if err != nil {
+		l.log.Warn("not acknowledged", "model", req.model.name(), "request_id", req.id(), "error", err)
+	}
+}
+
+// late says in words why a request is given up.
+func late(req *request, now time.Time) string {
+	left := req.deadline.Sub(now).Round(time.Microsecond)
+	if left <= 0 {
+		return fmt.Sprintf("its deadline passed %v ago", -left)
+	}
+	return fmt.Sprintf("cannot finish in time: %v are left, a batch takes about %v", left,
+		req.model.estimate.exec(req.samples).Round(time.Microsecond))
+}
