@@ -11,6 +11,7 @@ import (
 	"github.com/gpulet/gpulet/planner/internal/control"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/cli"
+	"github.com/gpulet/gpulet/shared/lifecycle"
 	"github.com/gpulet/gpulet/shared/telemetry"
 )
 
@@ -100,5 +101,8 @@ func run(cmd *cobra.Command, cfg *runConfig) error {
 		Name: control.DefaultName(), Epoch: s.Epoch, Observe: cfg.Observe, MinGap: cfg.MinGap,
 		Decide: s.decide(), Models: cfg.Models, Profiles: cfg.Profiles, Interference: s.Interference,
 	}, b, metrics, log)
-	return planner.Run(ctx)
+	g := lifecycle.NewGroup(ctx)
+	g.Go("dead letters", b.BuryDead)
+	g.Go("planner", planner.Run)
+	return g.Wait()
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"time"
@@ -38,7 +39,11 @@ func (b *Bus) BuryDead(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		b.log.Warn("cannot bury dead requests, trying again", "error", err)
+		level := slog.LevelWarn
+		if errors.Is(err, ErrNotFound) {
+			level = slog.LevelDebug // EnsureBase has not run yet
+		}
+		b.log.Log(ctx, level, "cannot bury dead requests, trying again", "error", err)
 		_ = lifecycle.Sleep(ctx, retry.Next())
 	}
 	return ctx.Err()
