@@ -84,11 +84,13 @@ watching and reporting, but replaces it only after planner rollback --resume.`,
 		Example: `  planner history
   planner rollback 17
   planner rollback --resume`,
-		Args: cobra.MaximumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 || cfg.Resume == (len(args) == 1) {
+				return cli.Usagef("expected either a revision or --resume")
+			}
+			return nil
+		},
 	}, cfg, &cfg.Online, func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error {
-		if cfg.Resume == (len(args) == 1) {
-			return cli.Usagef("expected either a revision or --resume")
-		}
 		next, err := publishAgain(ctx, b, args)
 		if err != nil {
 			return err

@@ -32,5 +32,5 @@ questions without a running system.`,
 
 // onlineCommands are those that talk to a running system over the bus.
 func onlineCommands() []*cobra.Command {
-	return []*cobra.Command{newRunCommand(), newStatusCommand(), newHistoryCommand(), newRollbackCommand()}
+	return []*cobra.Command{newRunCommand(), newStatusCommand(), newExplainCommand(), newHistoryCommand(), newRollbackCommand()}
 }
