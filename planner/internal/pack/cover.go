@@ -27,7 +27,8 @@ type column struct {
 	tag  int       // the caller's name for a pattern; -1 for a surplus
 }
 
-// newCover starts from one pattern per row that serves only that row: rate[m] of it, per GPU.
+// newCover starts from one pattern per row that serves only that row: alone[m] of it, per GPU. The
+// pattern of row m has the tag m.
 func newCover(need, alone []float64) *cover {
 	n := len(need)
 	c := &cover{rows: n, need: need, x: make([]float64, n), basis: make([]column, n), price: make([]float64, n)}
@@ -38,7 +39,7 @@ func newCover(need, alone []float64) *cover {
 		c.x[m] = need[m] / alone[m]
 		rate := make([]float64, n)
 		rate[m] = alone[m]
-		c.basis[m] = column{1, rate, -1 - m - 1}
+		c.basis[m] = column{1, rate, m}
 	}
 	c.reprice()
 	return c

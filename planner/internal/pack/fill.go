@@ -22,8 +22,9 @@ type filler struct {
 
 // split says how best to cut a total share into pieces for one model: by total share in units.
 type split struct {
-	rate []float64
-	last []int8 // index of the last piece's share; -1: the same as with one unit less
+	piece []float64 // rate of one gpu-let, by index of its share
+	rate  []float64
+	last  []int8 // index of the last piece's share; -1: the same as with one unit less
 }
 
 // assumedLevels are the pressures assumed by the knapsack, relative to a GPU full of the worst
@@ -74,9 +75,9 @@ func (f *filler) split(c, l, m int) *split {
 	e := f.env
 	cl := &e.classes[c]
 	n := f.units[c]
-	s := &split{make([]float64, n+1), make([]int8, n+1)}
-	s.last[0] = -1
 	piece := make([]float64, len(cl.shares))
+	s := &split{piece, make([]float64, n+1), make([]int8, n+1)}
+	s.last[0] = -1
 	for si := range cl.shares {
 		piece[si] = f.piece(c, l, m, si)
 	}
@@ -109,6 +110,21 @@ func (f *filler) piece(c, l, m, si int) float64 {
 	return rate
 }
 
+// pays reports whether one gpu-let of a share gives a model nearly as much as the best split of
+// that share, at some level.
+func (f *filler) pays(c, m, si int) bool {
+	units := f.env.classes[c].shares[si] / f.env.classes[c].unit
+	for l := range f.levels {
+		if s := f.split(c, l, m); s.piece[si] > 0 && s.piece[si] >= 0.98*s.rate[units] {
+			return true
+		}
+	}
+	return false
+}
+
+// pieceOf is piece, from the table of all shares of a model at a level.
+func (f *filler) pieceOf(c, l, m, si int) float64 { return f.split(c, l, m).piece[si] }
+
 // assumed is the pressure on a share at a level: that of the rest of the GPU.
 func (f *filler) assumed(c, l, share int) float64 {
 	return f.levels[l] * f.emission[c] * float64(100-share) / 100
@@ -119,6 +135,15 @@ type demand struct {
 	models []int
 	left   []float64 // by position in models
 	price  []float64 // by position in models
+	// bundles are gpu-lets made up beforehand, to be taken whole or not at all.
+	bundles []bundle
+}
+
+// bundle is a gpu-let shared in time by models that lack too little to fill one alone.
+type bundle struct {
+	class int
+	part  part
+	worth float64
 }
 
 // fill returns settled parts for one GPU of class c that serve demand, and their worth. It tries
@@ -135,7 +160,7 @@ func (f *filler) fill(c int, d demand) ([]part, float64) {
 	return best, worth
 }
 
-// worth prices the rates of parts, each model's up to what it lacks.
+// worth prices the rates of parts, each model's up to what it lacks; a bundle counts as a whole.
 func (d demand) worth(parts []part) float64 {
 	v := 0.0
 	for k, m := range d.models {
@@ -149,14 +174,28 @@ func (d demand) worth(parts []part) float64 {
 		}
 		v += d.price[k] * min(rate, d.left[k])
 	}
+	for _, b := range d.bundles {
+		if slices.ContainsFunc(parts, b.in) {
+			v += b.worth
+		}
+	}
 	return v
 }
 
-// knapsack distributes the units of a GPU over the demand; it returns units by position.
-func (f *filler) knapsack(c, l int, d demand) []int {
+// in reports whether p serves what the bundle is made of.
+func (b bundle) in(p part) bool { return len(p.slots) > 0 && p.slots[0].m == b.part.slots[0].m }
+
+// cut is what the knapsack chose: units by position in the demand, and the bundles taken.
+type cut struct {
+	units   []int
+	bundles []int
+}
+
+// knapsack distributes the units of a GPU over the demand.
+func (f *filler) knapsack(c, l int, d demand) cut {
 	n := f.units[c]
 	value := make([]float64, n+1)
-	choice := make([]uint8, len(d.models)*(n+1))
+	choice := make([]uint8, (len(d.models)+len(d.bundles))*(n+1))
 	gain := make([]float64, n+1)
 	for k, m := range d.models {
 		top := f.gains(gain, c, l, m, d.price[k], d.left[k])
@@ -174,14 +213,41 @@ func (f *filler) knapsack(c, l int, d demand) []int {
 			value[q], row[q] = best, uint8(units)
 		}
 	}
-	units := make([]int, len(d.models))
-	q := n
-	for k := len(d.models) - 1; k >= 0; k-- {
-		u := int(choice[k*(n+1)+q])
-		units[k] = u
-		q -= u
+	for k, b := range d.bundles {
+		if b.class != c {
+			continue
+		}
+		u := f.bundleUnits(b)
+		row := choice[(len(d.models)+k)*(n+1):][:n+1]
+		for q := n; q >= u; q-- {
+			if v := value[q-u] + b.worth; v > value[q]*(1+1e-12) {
+				value[q], row[q] = v, 1
+			}
+		}
 	}
-	return units
+	return f.trace(d, choice, n)
+}
+
+func (f *filler) bundleUnits(b bundle) int {
+	cl := &f.env.classes[b.class]
+	return cl.shares[b.part.si] / cl.unit
+}
+
+// trace reads the knapsack's choices backwards.
+func (f *filler) trace(d demand, choice []uint8, n int) cut {
+	out := cut{units: make([]int, len(d.models))}
+	q := n
+	for k := len(d.bundles) - 1; k >= 0; k-- {
+		if choice[(len(d.models)+k)*(n+1)+q] == 1 {
+			out.bundles = append(out.bundles, k)
+			q -= f.bundleUnits(d.bundles[k])
+		}
+	}
+	for k := len(d.models) - 1; k >= 0; k-- {
+		out.units[k] = int(choice[k*(n+1)+q])
+		q -= out.units[k]
+	}
+	return out
 }
 
 // gains fills gain[u] with the worth of u units for a model and returns the number of units after
@@ -201,54 +267,62 @@ func (f *filler) gains(gain []float64, c, l, m int, price, left float64) (top in
 }
 
 // realise cuts the GPU as the knapsack chose and finds the rates that settle.
-func (f *filler) realise(c, l int, d demand, units []int) []part {
+func (f *filler) realise(c, l int, d demand, chosen cut) []part {
 	e := f.env
 	var parts []part
 	for k, m := range d.models {
-		left := d.left[k]
-		s := f.splitOrNil(c, l, m)
-		for q := units[k]; q > 0 && left > 0; {
-			for q > 0 && s.last[q] < 0 {
-				q--
-			}
-			if q == 0 {
-				break
-			}
-			si := int(s.last[q])
-			rate := min(left, f.piece(c, l, m, si))
-			parts = append(parts, part{si, []slot{{m: m, rate: rate}}})
-			left -= rate
-			q -= e.classes[c].shares[si] / e.classes[c].unit
+		if chosen.units[k] > 0 {
+			parts = f.pieces(parts, c, l, m, chosen.units[k], d.left[k])
 		}
 	}
-	if !f.settleDown(c, parts) {
+	for _, k := range chosen.bundles {
+		b := d.bundles[k]
+		parts = append(parts, part{b.part.si, slices.Clone(b.part.slots)})
+	}
+	if !e.settle(c, parts) && !f.settleDown(c, parts) {
 		parts = f.shrinkToFit(c, parts)
 	}
 	f.raise(c, d, parts)
 	return parts
 }
 
-func (f *filler) splitOrNil(c, l, m int) *split {
-	if f.env.tables[c][m] == nil {
-		return nil
+// pieces appends the gpu-lets into which a model's units are best split.
+func (f *filler) pieces(parts []part, c, l, m, units int, left float64) []part {
+	cl := &f.env.classes[c]
+	s := f.split(c, l, m)
+	for q := units; left > 0; {
+		for q > 0 && s.last[q] < 0 {
+			q--
+		}
+		if q == 0 {
+			break
+		}
+		si := int(s.last[q])
+		rate := min(left, s.piece[si])
+		parts = append(parts, part{si, []slot{{m: m, rate: rate}}})
+		left -= rate
+		q -= cl.shares[si] / cl.unit
 	}
-	return f.split(c, l, m)
+	return parts
 }
 
-// backOff is by how much rates fall while the pieces do not settle together.
-const backOff = 0.97
+// backOff is by how much rates fall while the pieces do not settle together: little by little at
+// first, since assumptions are close.
+var backOff = [...]float64{0.996, 0.996, 0.996, 0.994, 0.992, 0.99, 0.98, 0.97, 0.97, 0.97, 0.95, 0.95, 0.9}
 
 // settleDown settles parts, lowering all rates a little while they do not.
 func (f *filler) settleDown(c int, parts []part) bool {
-	for range 16 {
+	for _, factor := range backOff {
+		for i := range parts {
+			for k := range parts[i].slots {
+				parts[i].slots[k].rate *= factor
+			}
+		}
 		if f.env.settle(c, parts) {
 			return true
 		}
-		for i := range parts {
-			parts[i].slots[0].rate *= backOff
-		}
 	}
-	return f.env.settle(c, parts)
+	return false
 }
 
 // shrinkToFit drops the piece that needs most memory, until what is left settles.
@@ -261,7 +335,7 @@ func (f *filler) shrinkToFit(c int, parts []part) []part {
 			}
 		}
 		parts = slices.Delete(parts, worst, worst+1)
-		if f.settleDown(c, parts) {
+		if f.env.settle(c, parts) || f.settleDown(c, parts) {
 			return parts
 		}
 	}
@@ -277,38 +351,65 @@ func (f *filler) memory(c int, p *part) int64 {
 	return v
 }
 
-// raise lifts each piece to the rate that it can really have beside the others, dearest first.
+// raise lifts each piece to the rate that it can really have beside the others.
 func (f *filler) raise(c int, d demand, parts []part) {
-	if len(parts) == 0 {
-		return
-	}
-	e := f.env
-	left := map[int]float64{}
-	price := map[int]float64{}
 	for k, m := range d.models {
-		left[m], price[m] = d.left[k], d.price[k]
-	}
-	for i := range parts {
-		left[parts[i].slots[0].m] -= parts[i].slots[0].rate
-	}
-	for i := range parts {
-		sl := &parts[i].slots[0]
-		more := left[sl.m]
-		if more <= sl.rate*1e-6 {
-			continue
-		}
-		before := sl.rate
-		most, _ := e.best(c, sl.m, parts[i].si, 0, false)
-		if want := min(before+more, most); want > before {
-			got := e.grow(c, parts, i, 0, want, before)
-			if got == 0 { // rounding: what settled before no longer does
-				sl.rate = before * (1 - 1e-6)
-				e.settle(c, parts)
-				got = sl.rate
+		left := d.left[k]
+		for i := range parts {
+			for _, sl := range parts[i].slots {
+				if sl.m == m {
+					left -= sl.rate
+				}
 			}
-			left[sl.m] -= got - before
+		}
+		for i := range parts {
+			if sl := &parts[i].slots[0]; sl.m == m && left > sl.rate*1e-6 {
+				left -= f.raisePart(c, parts, i, left)
+			}
 		}
 	}
+}
+
+// raiseSteps bounds the bisection when lifting a piece.
+const raiseSteps = 5
+
+// raisePart lifts part i by at most more and returns by how much it did. Parts stay settled.
+func (f *filler) raisePart(c int, parts []part, i int, more float64) float64 {
+	e := f.env
+	sl := &parts[i].slots[0]
+	before := sl.rate
+	most, _ := e.best(c, sl.m, parts[i].si, e.pressureOn(c, parts, i), crowded(parts, i))
+	lo, hi := before, min(before+more, most)
+	if hi <= lo*(1+1e-6) {
+		return 0
+	}
+	sl.rate = hi
+	if e.settle(c, parts) {
+		return hi - before
+	}
+	for range raiseSteps {
+		mid := (lo + hi) / 2
+		sl.rate = mid
+		if e.settle(c, parts) {
+			lo = mid
+		} else {
+			hi = mid
+		}
+	}
+	sl.rate = lo
+	e.settle(c, parts)
+	return lo - before
+}
+
+// pressureOn is what the neighbours of part i press with at their present batches.
+func (e *env) pressureOn(c int, parts []part, i int) float64 {
+	v := 0.0
+	for k := range parts {
+		if k != i {
+			v += e.emit(c, &parts[k])
+		}
+	}
+	return v
 }
 
 // prices values a unit of each model's rate by the share of a GPU that it costs where it runs best,

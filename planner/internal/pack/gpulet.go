@@ -1,7 +1,7 @@
 package pack
 
 import (
-	"cmp"
+	"math"
 	"slices"
 
 	"github.com/gpulet/gpulet/planner/internal/problem"
@@ -11,11 +11,12 @@ func init() { algorithms["gpulet"] = Gpulet }
 
 // Gpulet cuts GPUs into as many gpu-lets as pays. It
 //
-//  1. fills GPUs by knapsack at shadow prices, whole groups of identical GPUs at a time while the
-//     rates last for several, then one by one;
-//  2. merges what is small in time into gpu-lets with slack;
+//  1. covers the bulk of large rates with patterns, cuts of one GPU that are repeated, found by
+//     column generation;
+//  2. fills the remaining GPUs one by one, by knapsack at shadow prices, small rates made up into
+//     gpu-lets that several models share in time;
 //  3. repairs: takes GPUs out and fills them anew in another order while something is missing;
-//  4. saves GPUs: empties the least used ones into the others while that works.
+//  4. saves GPUs: empties the least used one into the others while that works.
 //
 // Every GPU settles with its interference before it is accepted, so whatever the search does, its
 // plan is sound; it stops anywhere and returns the best so far.
@@ -32,8 +33,8 @@ func Gpulet(in problem.Input, opt Options) Result {
 type search struct {
 	env    *env
 	fill   *filler
-	price  []float64
-	steps  int // used
+	price  []float64 // GPUs per unit of a model's rate
+	steps  int       // used
 	budget int
 	rand   uint64
 }
@@ -52,55 +53,50 @@ func newSearch(e *env, opt Options) *search {
 
 func (g *search) solve() *state {
 	s := newState(g.env)
+	g.bulk(s)
 	g.construct(s, g.price)
 	if !s.complete() {
-		g.repair(s)
+		g.repair(s, g.budget)
+	}
+	if s.complete() {
+		g.save(s)
 	}
 	return s
 }
 
-// construct fills free devices until nothing is missing or none is left.
+// construct fills free devices one by one until nothing is missing or none is left. What is small
+// first goes where there is slack in the devices that it has filled.
 func (g *search) construct(s *state, price []float64) {
-	for gpu := 0; gpu < len(s.gpus); gpu++ {
+	var filled []int
+	for gpu := range s.gpus {
 		if len(s.gpus[gpu]) > 0 {
 			continue
 		}
+		c := g.env.gpus[gpu].class
+		g.insertSmall(s, c, filled)
 		d := g.demand(s, price)
 		if len(d.models) == 0 {
-			break
+			return
 		}
-		parts, _ := g.fill.fill(g.env.gpus[gpu].class, d)
+		parts, _ := g.fill.fill(c, g.fill.bundle(c, d))
 		g.steps++
-		if len(parts) == 0 {
-			continue
+		if len(parts) > 0 {
+			s.set(gpu, parts)
+			filled = append(filled, gpu)
 		}
-		s.set(gpu, parts)
-		gpu += g.repeat(s, gpu)
 	}
 	g.insert(s)
 }
 
-// repeat copies the parts of a device to the following free ones of its class while the rates last,
-// and returns how many it filled.
-func (g *search) repeat(s *state, gpu int) int {
-	e := g.env
-	parts := s.gpus[gpu]
-	per := make(map[int]float64, len(parts))
-	for i := range parts {
-		for _, sl := range parts[i].slots {
-			per[sl.m] += sl.rate
+// insertSmall inserts demands too small for a gpu-let of their own on class c into devices.
+func (g *search) insertSmall(s *state, c int, devices []int) {
+	for m := range g.env.models {
+		if left := s.missing(m); left > 0 && g.price[m] > 0 {
+			if si, rate := g.fill.smallest(c, len(g.fill.levels)-1, m); si >= 0 && left < smallPiece*rate {
+				g.insertModel(s, m, devices)
+			}
 		}
 	}
-	copies := len(s.gpus)
-	for m, rate := range per {
-		copies = min(copies, int(s.missing(m)/rate))
-	}
-	n := 0
-	for n < copies && gpu+n+1 < len(s.gpus) && len(s.gpus[gpu+n+1]) == 0 && e.gpus[gpu+n+1].class == e.gpus[gpu].class {
-		n++
-		s.set(gpu+n, clone(parts))
-	}
-	return n
 }
 
 // demand lists what is missing, in the order of the models.
@@ -116,86 +112,211 @@ func (g *search) demand(s *state, price []float64) demand {
 	return d
 }
 
+// unservedCost is what a model that is not fully served costs, in GPUs, however little it lacks.
+const unservedCost = 0.05
+
 // lack is what is missing, in GPUs.
 func (g *search) lack(s *state) float64 {
 	v := 0.0
 	for m := range g.env.models {
-		v += s.missing(m) * g.price[m]
+		if missing := s.missing(m); missing > 0 && g.price[m] > 0 {
+			v += missing*g.price[m] + unservedCost
+		}
 	}
 	return v
 }
 
 // insert puts missing rates into the slack of gpu-lets that exist, sharing them in time.
 func (g *search) insert(s *state) {
+	busy := s.busy()
 	for m := range g.env.models {
 		if s.missing(m) > 0 && g.price[m] > 0 {
-			g.insertModel(s, m)
+			g.insertModel(s, m, busy)
 		}
 	}
 }
 
-func (g *search) insertModel(s *state, m int) {
-	e := g.env
-	for gpu := range s.gpus {
-		if len(s.gpus[gpu]) == 0 {
-			continue
-		}
-		c := e.gpus[gpu].class
+func (g *search) insertModel(s *state, m int, devices []int) {
+	for _, gpu := range devices {
 		for i := range s.gpus[gpu] {
 			left := s.missing(m)
 			if left <= 0 {
 				return
 			}
-			parts := clone(s.gpus[gpu])
-			k := slices.IndexFunc(parts[i].slots, func(sl slot) bool { return sl.m == m })
-			least := left / 16
-			if k < 0 {
-				k = len(parts[i].slots)
-				parts[i].slots = append(parts[i].slots, slot{m: m})
-			} else {
-				left += parts[i].slots[k].rate
-				least = parts[i].slots[k].rate
-			}
-			if e.grow(c, parts, i, k, left, least) > 0 {
-				s.set(gpu, parts)
+			if g.env.mayHold(g.env.gpus[gpu].class, &s.gpus[gpu][i], m) {
+				g.insertPart(s, gpu, i, m, left)
 			}
 		}
 	}
 }
 
-// repair takes a few devices out and fills them anew at disturbed prices, keeping what lacks less.
-func (g *search) repair(s *state) {
+// mayHold is a quick necessary condition for a settled part to take some of m: with one batch of one
+// more in its duty cycle, every model still has to meet its SLO.
+func (e *env) mayHold(c int, p *part, m int) bool {
+	t := e.tables[c][m]
+	if t == nil || len(t.rows[p.si].ms) == 0 {
+		return false
+	}
+	duty := 0.0
+	for k := range p.slots {
+		duty += p.slots[k].ms
+		if p.slots[k].m == m {
+			return p.slots[k].batch < t.maxBatch
+		}
+	}
+	one := t.rows[p.si].ms[0]
+	if duty += one; duty+one > e.models[m].slo {
+		return false
+	}
+	for k := range p.slots {
+		if duty+p.slots[k].ms > e.models[p.slots[k].m].slo {
+			return false
+		}
+	}
+	return true
+}
+
+// insertPart gives as much of left as it can to part i of a device.
+func (g *search) insertPart(s *state, gpu, i, m int, left float64) {
+	parts := clone(s.gpus[gpu])
+	k := slices.IndexFunc(parts[i].slots, func(sl slot) bool { return sl.m == m })
+	least := left / 16
+	if k < 0 {
+		k = len(parts[i].slots)
+		parts[i].slots = append(parts[i].slots, slot{m: m})
+	} else {
+		least += parts[i].slots[k].rate
+		left += parts[i].slots[k].rate
+	}
+	if g.env.grow(g.env.gpus[gpu].class, parts, i, k, left, least) > 0 {
+		s.set(gpu, parts)
+	}
+}
+
+// repair takes a few devices out and fills them anew at disturbed prices, keeping what lacks less,
+// until nothing lacks or the steps are used up.
+func (g *search) repair(s *state, steps int) bool {
 	lack := g.lack(s)
-	busy := g.busiest(s)
-	for lack > 0 && g.steps < g.budget && len(busy) > 0 {
+	busy := s.busy()
+	for n := 0; lack > 0 && n < steps && len(busy) > 0; n++ {
 		g.steps++
-		n := min(len(busy), 1+g.next(3))
-		chosen := make([]int, 0, n)
-		for len(chosen) < n {
-			if gpu := busy[g.next(len(busy))]; !slices.Contains(chosen, gpu) {
-				chosen = append(chosen, gpu)
-			}
-		}
-		undo := make([][]part, n)
-		for i, gpu := range chosen {
-			undo[i] = s.gpus[gpu]
-			s.set(gpu, nil)
-		}
-		price := g.disturbed()
-		for _, gpu := range chosen {
-			if parts, _ := g.fill.fill(g.env.gpus[gpu].class, g.demand(s, price)); len(parts) > 0 {
-				s.set(gpu, parts)
-			}
-		}
-		g.insert(s)
+		chosen := g.choose(busy)
+		undo := s.take(chosen)
+		g.refill(s, chosen)
 		if now := g.lack(s); now <= lack {
 			lack = now
 			continue
 		}
-		for i, gpu := range chosen {
-			s.set(gpu, undo[i])
+		s.put(chosen, undo)
+	}
+	return lack == 0
+}
+
+// choose picks one to three of the devices.
+func (g *search) choose(busy []int) []int {
+	n := min(len(busy), 1+g.next(3))
+	chosen := make([]int, 0, n)
+	for len(chosen) < n {
+		if gpu := busy[g.next(len(busy))]; !slices.Contains(chosen, gpu) {
+			chosen = append(chosen, gpu)
 		}
 	}
+	return chosen
+}
+
+// refill fills devices that were taken out.
+func (g *search) refill(s *state, chosen []int) {
+	price := g.disturbed()
+	for _, gpu := range chosen {
+		c := g.env.gpus[gpu].class
+		d := g.demand(s, price)
+		if g.next(2) == 0 {
+			d = g.fill.bundle(c, d)
+		}
+		if parts, _ := g.fill.fill(c, d); len(parts) > 0 {
+			s.set(gpu, parts)
+		}
+	}
+	g.insert(s)
+}
+
+// take empties devices and returns what they held.
+func (s *state) take(chosen []int) [][]part {
+	held := make([][]part, len(chosen))
+	for i, gpu := range chosen {
+		held[i] = s.gpus[gpu]
+		s.set(gpu, nil)
+	}
+	return held
+}
+
+// put is the inverse of take.
+func (s *state) put(chosen []int, held [][]part) {
+	for i, gpu := range chosen {
+		s.set(gpu, held[i])
+	}
+}
+
+// save empties the least used device into the others while that works.
+func (g *search) save(s *state) {
+	for {
+		gpu := g.leastUsed(s)
+		if gpu < 0 || g.steps >= g.budget {
+			return
+		}
+		before := s.copy()
+		s.set(gpu, nil)
+		g.insert(s)
+		if !s.complete() && !g.repair(s, min(saveSteps, g.budget-g.steps)) {
+			*s = *before
+			return
+		}
+	}
+}
+
+// saveSteps bounds the repair that follows the emptying of a device.
+const saveSteps = 60
+
+// leastUsed is the device in use that does the least work; -1 when emptying it could not help.
+func (g *search) leastUsed(s *state) int {
+	least, at := math.Inf(1), -1
+	total := 0.0
+	n := 0
+	for gpu := range s.gpus {
+		if len(s.gpus[gpu]) == 0 {
+			continue
+		}
+		work := 0.0
+		for _, p := range s.gpus[gpu] {
+			for _, sl := range p.slots {
+				work += sl.rate * g.price[sl.m]
+			}
+		}
+		total += work
+		n++
+		if work < least {
+			least, at = work, gpu
+		}
+	}
+	if n == 0 || total > float64(n-1) { // prices are optimistic: the rest cannot hold it
+		return -1
+	}
+	return at
+}
+
+func (s *state) copy() *state {
+	return &state{env: s.env, gpus: slices.Clone(s.gpus), served: slices.Clone(s.served)}
+}
+
+// busy lists the devices in use.
+func (s *state) busy() []int {
+	var out []int
+	for gpu := range s.gpus {
+		if len(s.gpus[gpu]) > 0 {
+			out = append(out, gpu)
+		}
+	}
+	return out
 }
 
 // disturbed are the prices times random factors.
@@ -205,18 +326,6 @@ func (g *search) disturbed() []float64 {
 		price[m] *= 0.7 + 0.6*float64(g.next(1024))/1024
 	}
 	return price
-}
-
-// busiest lists the devices in use.
-func (g *search) busiest(s *state) []int {
-	var out []int
-	for gpu := range s.gpus {
-		if len(s.gpus[gpu]) > 0 {
-			out = append(out, gpu)
-		}
-	}
-	slices.SortStableFunc(out, func(a, b int) int { return cmp.Compare(a, b) })
-	return out
 }
 
 // next is a random number below n: xorshift, so that a run depends on its input alone.

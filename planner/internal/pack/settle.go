@@ -33,6 +33,12 @@ const slack = 1e-9
 // iteration from above (Knaster-Tarski). Smallest batches have the smallest D, so if they break an
 // SLO, so does every other choice.
 func (e *env) settle(c int, parts []part) bool {
+	return e.settleUnder(c, parts, 0, false) && e.fits(c, parts)
+}
+
+// settleUnder is settle, without capacity and memory, for parts that have more neighbours than
+// each other: those press with outside if busy.
+func (e *env) settleUnder(c int, parts []part, outside float64, busy bool) bool {
 	for i := range parts {
 		for k := range parts[i].slots {
 			parts[i].slots[k].batch = 1
@@ -42,7 +48,7 @@ func (e *env) settle(c int, parts []part) bool {
 	emits := buf[:0]
 	for {
 		emits = emits[:0]
-		total := 0.0
+		total := outside
 		for i := range parts {
 			v := e.emit(c, &parts[i])
 			emits = append(emits, v)
@@ -50,25 +56,25 @@ func (e *env) settle(c int, parts []part) bool {
 		}
 		changed := false
 		for i := range parts {
-			grown, ok := e.settlePart(c, parts, i, total-emits[i])
+			grown, ok := e.settlePart(c, parts, i, total-emits[i], busy || crowded(parts, i))
 			if !ok {
 				return false
 			}
 			changed = changed || grown
 		}
 		if !changed {
-			return e.fits(c, parts)
+			return true
 		}
 	}
 }
 
 // settlePart raises the batches of part i to what its present duty cycle asks for.
-func (e *env) settlePart(c int, parts []part, i int, pressure float64) (grown, ok bool) {
+func (e *env) settlePart(c int, parts []part, i int, pressure float64, busy bool) (grown, ok bool) {
 	p := &parts[i]
 	duty := 0.0
 	for k := range p.slots {
 		s := &p.slots[k]
-		ms, ok := e.inflated(c, parts, i, s.m, s.batch, pressure)
+		ms, ok := e.inflated(c, parts, i, s.m, s.batch, pressure, busy)
 		if !ok {
 			return false, false
 		}
@@ -94,7 +100,7 @@ func (e *env) settlePart(c int, parts []part, i int, pressure float64) (grown, o
 }
 
 // inflated is the time of a batch with its neighbours' worst; false where the profile ends.
-func (e *env) inflated(c int, parts []part, i, m, batch int, pressure float64) (ms float64, ok bool) {
+func (e *env) inflated(c int, parts []part, i, m, batch int, pressure float64, busy bool) (ms float64, ok bool) {
 	t := e.tables[c][m]
 	if t == nil || batch > t.maxBatch {
 		return 0, false
@@ -104,7 +110,7 @@ func (e *env) inflated(c int, parts []part, i, m, batch int, pressure float64) (
 		return 0, false
 	}
 	ms = r.ms[batch-1]
-	if e.alone || !crowded(parts, i) {
+	if e.alone || !busy {
 		return ms, true
 	}
 	if e.pressure {
