@@ -61,17 +61,17 @@ type status struct {
 }
 
 type modelStatus struct {
-	Name      string  `json:"name"`
-	Version   int     `json:"version"`
-	SLOMs     float64 `json:"slo_ms"`
-	Ready     bool    `json:"ready"`
-	Problem   string  `json:"problem,omitempty"`
-	Stored    uint64  `json:"stored"` // requests ever stored; its differences are the rate
-	Pending   uint64  `json:"pending"`
-	Fetched   uint64  `json:"fetched"` // and not acknowledged
-	OldestMs  float64 `json:"oldest_ms"`
-	RateRPS   float64 `json:"rate_rps"`     // that the plan covers
-	UnservRPS float64 `json:"unserved_rps"` // that it does not
+	Name        string  `json:"name"`
+	Version     int     `json:"version"`
+	SLOMs       float64 `json:"slo_ms"`
+	Ready       bool    `json:"ready"`
+	Problem     string  `json:"problem,omitempty"`
+	Stored      uint64  `json:"stored"` // requests ever stored; its differences are the rate
+	Pending     uint64  `json:"pending"`
+	Fetched     uint64  `json:"fetched"` // and not acknowledged
+	OldestMs    float64 `json:"oldest_ms"`
+	RateRPS     float64 `json:"rate_rps"`     // that the plan covers
+	UnservedRPS float64 `json:"unserved_rps"` // that it does not
 }
 
 func (p *Page) status() status {
@@ -97,7 +97,7 @@ func (p *Page) status() status {
 func describe(m model.Model, lag bus.Lag, pl *plan.Plan, now time.Time) modelStatus {
 	ms := modelStatus{
 		Name: m.Name, Version: m.Version, SLOMs: msOf(m.SLO),
-		Stored: lag.LastSeq, Pending: lag.Pending, Fetched: lag.AckPending, UnservRPS: pl.Unserved[m.Name],
+		Stored: lag.LastSeq, Pending: lag.Pending, Fetched: lag.AckPending, UnservedRPS: pl.Unserved[m.Name],
 	}
 	if !lag.Oldest.IsZero() {
 		ms.OldestMs = max(0, msOf(now.Sub(lag.Oldest)))

@@ -29,6 +29,13 @@ const (
 	headerPlan    = "Gpulet-Plan"
 )
 
+// headerTrace names the trace that a request is part of; the bus carries headers as they are
+// written, and the standard writes this one in lower case.
+const (
+	headerTrace = "traceparent"
+	maxTrace    = 256
+)
+
 // infer answers one inference request, with an error where it ends in one, and counts it.
 func (s *Server) infer(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
@@ -109,12 +116,20 @@ func (s *Server) submit(w http.ResponseWriter, r *http.Request, m *model.Model, 
 	if err := admit.Message(len(*message), maxPayload); err != nil {
 		return nil, none, now, err
 	}
-	call, err := s.sender.Send(&bus.Message{Model: m.Name, Timeout: time.Until(deadline), Body: *message})
+	call, err := s.sender.Send(&bus.Message{Model: m.Name, Timeout: time.Until(deadline), Header: carried(r.Header), Body: *message})
 	if err != nil {
 		return nil, none, now, s.waitError(r.Context(), m, err, 0)
 	}
 	req.Inputs = nil
 	return call, req, deadline, nil
+}
+
+// carried are the client's headers that travel with the request: its trace (W3C trace context).
+func carried(h http.Header) map[string]string {
+	if tp := h.Get(headerTrace); tp != "" && len(tp) <= maxTrace {
+		return map[string]string{headerTrace: tp}
+	}
+	return nil
 }
 
 // errClientGone stands for a request that nobody waits for any more.

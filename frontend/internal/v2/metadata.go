@@ -103,7 +103,9 @@ func (s *Server) metadata(w http.ResponseWriter, r *http.Request) {
 		Outputs    []tensorMetadata `json:"outputs"`
 		Parameters objectives       `json:"parameters"`
 	}{
-		m.Name, []string{strconv.Itoa(m.Version)}, platform, describe(m.Inputs), describe(m.Outputs),
+		m.Name,
+		[]string{strconv.Itoa(m.Version)},
+		platform, describe(m.Inputs), describe(m.Outputs),
 		objectives{milliseconds(m.SLO), milliseconds(m.Timeout)},
 	})
 }

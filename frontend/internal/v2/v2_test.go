@@ -494,6 +494,22 @@ func TestTheTimeoutTravelsWithTheRequest(t *testing.T) {
 	}
 }
 
+func TestTheTraceTravelsWithTheRequest(t *testing.T) {
+	d := open(t, frontendtest.Start(t, frontendtest.Toy()))
+	traces := make(chan string, 1)
+	d.Work(t, frontendtest.Toy(), func(m *bus.Msg, req wire.Request) wire.Reply {
+		traces <- m.Get("traceparent")
+		return frontendtest.ToyWorker(m, req)
+	})
+	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for sent, want := range map[string]string{trace: trace, strings.Repeat("x", 300): ""} {
+		d.post(t, toyInfer, goodToy, "Traceparent", sent)
+		if got := <-traces; got != want {
+			t.Errorf("the worker was told the trace %q: expected %q", got, want)
+		}
+	}
+}
+
 func TestRefusalsOfTheQueue(t *testing.T) {
 	s := frontendtest.Start(t, frontendtest.Toy())
 	full := frontendtest.Queue("toy")
