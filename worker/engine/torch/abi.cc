@@ -75,7 +75,9 @@ int load(const gle_load_options* options, gle_model** model, char* err, size_t e
 }
 
 void unload(gle_model* model) {
+  if (model == nullptr) return;
   delete model;
+  return_freed_memory();
 }
 
 int model_info(gle_model* model, gle_model_info* info, char* err, size_t err_cap) {

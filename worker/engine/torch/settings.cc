@@ -2,11 +2,13 @@
 
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
+#include <malloc.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/version.h>
 
 #include <atomic>
 #include <exception>
+#include <limits>
 
 namespace gle {
 namespace {
@@ -30,6 +32,17 @@ struct QuietWarnings : c10::WarningHandler {
 };
 QuietWarnings quiet_warnings;
 
+// LibTorch allocates every intermediate result of a batch and frees it again, on a CPU with
+// malloc. By default glibc gives large blocks back to the kernel at once, and each batch pays for
+// clearing the same pages again: mobilenet_v2 in batches of 8 spent 40 % of its CPU time so.
+// Freed memory therefore stays with the process until a model is unloaded.
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+#endif
+}
+
 }  // namespace
 
 void configure(const gle_config& config) {
@@ -42,7 +55,14 @@ void configure(const gle_config& config) {
       // LibTorch allows it once per process, and only before its pool exists: keep what is.
     }
   }
+  keep_freed_memory();
   enter_thread();
+}
+
+void return_freed_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 void enter_thread() {

@@ -2,12 +2,16 @@ package engine_test
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/tensor"
+	"github.com/gpulet/gpulet/shared/wire"
 	"github.com/gpulet/gpulet/worker/internal/engine"
 	"github.com/gpulet/gpulet/worker/internal/engine/enginetest"
 )
@@ -180,4 +184,73 @@ func BenchmarkRun(b *testing.B) {
 			b.ReportMetric(8*float64(b.N)/b.Elapsed().Seconds(), "samples/s")
 		})
 	}
+}
+
+// modelsEnv names a model repository whose samples are run too, besides the shipped one.
+const modelsEnv = "GPULET_TEST_MODELS"
+
+// Every sample of a repository is run in batches of several sizes and must be answered as Python
+// answered it.
+func TestTorchAnswersSamplesAsPythonDid(t *testing.T) {
+	target := torchTarget(t)
+	tolerance := 1e-4
+	if target.Device != "cpu" {
+		tolerance = 2e-3 // TF32 convolutions, as many as a deep model has
+	}
+	roots := []string{filepath.Join(enginetest.Root(t), "models")}
+	if extra := os.Getenv(modelsEnv); extra != "" {
+		roots = append(roots, extra)
+	}
+	for _, root := range roots {
+		models, problems := model.Scan(root)
+		for _, err := range problems {
+			t.Error(err)
+		}
+		for _, m := range models {
+			t.Run(m.Name, func(t *testing.T) { checkSamples(t, target, m, filepath.Join(root, m.Name), tolerance) })
+		}
+	}
+}
+
+func checkSamples(t *testing.T, target enginetest.Target, m model.Model, folder string, tolerance float64) {
+	path := filepath.Join(folder, "samples.msgpack")
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Skip("no samples")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	samples, err := wire.DecodeSamples(path, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(samples.Outputs) == 0 {
+		t.Skip("the samples have no outputs")
+	}
+	loaded := target.Load(t, engine.Spec{Model: m, Batches: []int{1, 4}})
+	for from, size := 0, 1; from < samples.N; from, size = from+size, size%4+1 {
+		to := min(from+size, samples.N)
+		in := make([]engine.Input, len(samples.Inputs))
+		for i, x := range samples.Inputs {
+			part := rows(x, from, to)
+			in[i] = engine.Input{DType: part.DType, Shape: part.Shape, Segments: [][]byte{part.Data}}
+		}
+		enginetest.MustRun(t, loaded, in, func(out []tensor.Tensor) {
+			for i := range samples.Outputs {
+				want := rows(samples.Outputs[i], from, to)
+				if err := enginetest.AllClose(enginetest.ParseFloats(out[i].Data), enginetest.ParseFloats(want.Data), tolerance); err != nil {
+					t.Fatalf("samples %d to %d, output %q: %v", from, to-1, out[i].Name, err)
+				}
+			}
+		})
+	}
+}
+
+// rows are the samples from..to-1 of a batch.
+func rows(t tensor.Tensor, from, to int) tensor.Tensor {
+	size := len(t.Data) / int(t.Shape[0])
+	t.Data = t.Data[from*size : to*size]
+	t.Shape = append([]int64{int64(to - from)}, t.Shape[1:]...)
+	return t
 }
