@@ -24,8 +24,18 @@ func Gpulet(in problem.Input, opt Options) Result {
 	e := newEnv(&in)
 	g := newSearch(e, opt)
 	s := g.solve()
+	if in.Current != nil {
+		s = g.nearCurrent(s)
+	}
+	s.spread()
 	res := s.result("gpulet")
+	if !s.complete() {
+		res.Plan.DesiredGPUs = g.desired(s)
+	}
 	res.Steps = g.steps
+	if opt.Explain {
+		res.Explain = s.explain(&res.Plan)
+	}
 	return res
 }
 
@@ -56,12 +66,185 @@ func (g *search) solve() *state {
 	g.bulk(s)
 	g.construct(s, g.price)
 	if !s.complete() {
-		g.repair(s, g.budget)
+		s = g.retry(s)
 	}
 	if s.complete() {
 		g.save(s)
 	}
 	return s
+}
+
+// headroom are factors on the rates for which a plan is tried when none is found for the rates
+// themselves: a plan for more is a plan for less, and the knapsack is not monotone.
+var headroom = [...]float64{1.01, 1.03, 1.07}
+
+// retry goes on where the first construction left something out: it repairs, tries plans for
+// somewhat higher rates, and if it cannot serve everything serves what is worth most.
+func (g *search) retry(s *state) *state {
+	if g.budget <= 0 || g.nothingFits() {
+		return s
+	}
+	if g.repair(s, g.budget/2, g.lack) {
+		return s
+	}
+	for _, factor := range headroom {
+		if more := g.forMore(factor); more.complete() {
+			return more
+		}
+	}
+	if g.repair(s, g.budget/2, g.lack) {
+		return s
+	}
+	return g.shed(s)
+}
+
+// nothingFits reports whether some model with a rate can run nowhere, so that no search helps.
+func (g *search) nothingFits() bool {
+	for m := range g.env.models {
+		if g.env.models[m].rate > 0 && g.price[m] > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// forMore plans for rates times factor and then takes back what is too much.
+func (g *search) forMore(factor float64) *state {
+	scaled := *g.env
+	scaled.models = slices.Clone(g.env.models)
+	for m := range scaled.models {
+		scaled.models[m].rate *= factor
+	}
+	h := *g
+	h.env = &scaled
+	f := *g.fill
+	f.env = &scaled
+	h.fill = &f
+	s := newState(&scaled)
+	h.construct(s, h.price)
+	g.steps = h.steps
+	s.env = g.env
+	s.trim()
+	return s
+}
+
+// trim takes back what is served beyond the rates, from the last devices first.
+func (s *state) trim() {
+	for gpu := len(s.gpus) - 1; gpu >= 0; gpu-- {
+		parts := clone(s.gpus[gpu])
+		changed := false
+		for i := range parts {
+			for k := range parts[i].slots {
+				sl := &parts[i].slots[k]
+				over := s.served[sl.m] - s.env.models[sl.m].rate
+				if cut := min(over, sl.rate); cut > s.env.models[sl.m].rate*1e-9 {
+					s.served[sl.m] -= cut
+					sl.rate -= cut
+					changed = true
+				}
+			}
+			parts[i].slots = slices.DeleteFunc(parts[i].slots, func(sl slot) bool { return sl.rate <= 0 })
+		}
+		if !changed {
+			continue
+		}
+		parts = slices.DeleteFunc(parts, func(p part) bool { return len(p.slots) == 0 })
+		s.env.settle(s.env.gpus[gpu].class, parts)
+		s.gpus[gpu] = parts
+	}
+	s.recount()
+}
+
+// recount sums up what is served.
+func (s *state) recount() {
+	clear(s.served)
+	for _, parts := range s.gpus {
+		for i := range parts {
+			for _, sl := range parts[i].slots {
+				s.served[sl.m] += sl.rate
+			}
+		}
+	}
+}
+
+// shed looks for the plan with the most goodput by worth: from what there is, and from a
+// construction in which worth is the price.
+func (g *search) shed(s *state) *state {
+	worth := make([]float64, len(g.env.models))
+	for m := range worth {
+		if g.price[m] > 0 {
+			worth[m] = g.env.models[m].worth
+		}
+	}
+	other := newState(g.env)
+	g.construct(other, worth)
+	if other.goodput() > s.goodput() {
+		s = other
+	}
+	h := *g
+	h.price = worth
+	h.repair(s, g.budget/4, func(s *state) float64 { return -s.goodput() })
+	g.steps, g.rand = h.steps, h.rand
+	return s
+}
+
+// desired is how many GPUs would serve everything: the devices there are and as many more, of the
+// most frequent class, as a construction needs.
+func (g *search) desired(s *state) int {
+	n := len(g.env.gpus)
+	if n == 0 || g.nothingFits() {
+		return n
+	}
+	more := g.lack(s)
+	if n > desiredExactly {
+		return n + int(math.Ceil(more))
+	}
+	in := *g.env.in
+	in.Current = nil
+	in.Models = slices.DeleteFunc(slices.Clone(in.Models), func(m problem.Model) bool {
+		return !slices.ContainsFunc(g.env.models, func(x model) bool { return x.name == m.Name && g.priceOf(x.name) > 0 })
+	})
+	for range 8 {
+		extra := max(1, int(math.Ceil(more)))
+		in.GPUs = append(slices.Clip(g.env.in.GPUs), make([]problem.GPU, extra)...)
+		for i := range extra {
+			v := g.env.gpus[g.mostFrequent()].gpu
+			v.Host, v.Index = "one-more", i
+			in.GPUs[n+i] = v
+		}
+		e := newEnv(&in)
+		h := newSearch(e, Options{Steps: -1})
+		t := newState(e)
+		h.construct(t, h.price)
+		if t.complete() {
+			return t.used()
+		}
+		more = float64(extra) + max(1, h.lack(t))
+	}
+	return n + int(math.Ceil(more))
+}
+
+// desiredExactly is the largest fleet for which the GPUs that would do are planned, not estimated.
+const desiredExactly = 64
+
+func (g *search) priceOf(name string) float64 {
+	for m := range g.env.models {
+		if g.env.models[m].name == name {
+			return g.price[m]
+		}
+	}
+	return 0
+}
+
+// mostFrequent is a device of the class with the most devices.
+func (g *search) mostFrequent() int {
+	best := 0
+	for gpu := range g.env.gpus {
+		if g.env.classes[g.env.gpus[gpu].class].count > g.env.classes[g.env.gpus[best].class].count {
+			best = gpu
+		}
+	}
+	return best
 }
 
 // construct fills free devices one by one until nothing is missing or none is left. What is small
@@ -193,23 +376,23 @@ func (g *search) insertPart(s *state, gpu, i, m int, left float64) {
 	}
 }
 
-// repair takes a few devices out and fills them anew at disturbed prices, keeping what lacks less,
-// until nothing lacks or the steps are used up.
-func (g *search) repair(s *state, steps int) bool {
-	lack := g.lack(s)
+// repair takes a few devices out and fills them anew at disturbed prices, keeping what makes the
+// objective no worse, until nothing is missing or the steps are used up.
+func (g *search) repair(s *state, steps int, objective func(*state) float64) bool {
+	lack := objective(s)
 	busy := s.busy()
-	for n := 0; lack > 0 && n < steps && len(busy) > 0; n++ {
+	for n := 0; n < steps && len(busy) > 0 && !s.complete(); n++ {
 		g.steps++
 		chosen := g.choose(busy)
 		undo := s.take(chosen)
 		g.refill(s, chosen)
-		if now := g.lack(s); now <= lack {
+		if now := objective(s); now <= lack {
 			lack = now
 			continue
 		}
 		s.put(chosen, undo)
 	}
-	return lack == 0
+	return s.complete()
 }
 
 // choose picks one to three of the devices.
@@ -267,7 +450,7 @@ func (g *search) save(s *state) {
 		before := s.copy()
 		s.set(gpu, nil)
 		g.insert(s)
-		if !s.complete() && !g.repair(s, min(saveSteps, g.budget-g.steps)) {
+		if !s.complete() && !g.repair(s, min(saveSteps, g.budget-g.steps), g.lack) {
 			*s = *before
 			return
 		}
