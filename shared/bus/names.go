@@ -38,6 +38,8 @@ const (
 	HeaderStored    = "Gpulet-Stored"         // when, RFC 3339
 	HeaderDelivered = "Gpulet-Delivered"      // how often
 	HeaderMsgID     = "Gpulet-Request-Msg-Id" // the request's Nats-Msg-Id
+
+	HeaderBodyDropped = "Gpulet-Body-Dropped" // size of a body for which there was no room
 )
 
 // StreamName is the stream of a model's queue.

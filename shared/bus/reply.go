@@ -101,7 +101,7 @@ func (b *Bus) bury(ctx context.Context, l letter) error {
 	if err := checkMsg(msg, b.nc.MaxPayload()); err != nil {
 		// A request near the limit has no room for more headers: the reason matters more.
 		msg.Data = nil
-		msg.Header.Set("Gpulet-Body-Dropped", strconv.Itoa(len(l.body)))
+		msg.Header.Set(HeaderBodyDropped, strconv.Itoa(len(l.body)))
 	}
 	ctx, cancel := apiContext(ctx)
 	defer cancel()
