@@ -6,6 +6,8 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <cuda_runtime_api.h>
 #include <torch/version.h>
+
+#include <mutex>
 #endif
 
 namespace gle {
@@ -28,6 +30,9 @@ namespace {
 
 // Runs until nothing is made lazily any more: library handles, autotuning, allocator blocks.
 constexpr int kWarmUps = 3;
+
+// One capture at a time in the process: LibTorch keeps global state about the one in progress.
+std::mutex capturing;
 
 template <class Pool>
 void begin(at::cuda::CUDAGraph& graph, const Pool& pool) {
@@ -54,6 +59,7 @@ Graph::Graph(GraphPool& pool, Stream& stream, std::vector<at::Tensor> inputs, co
     : cuda_(std::make_unique<Cuda>()), inputs_(std::move(inputs)) {
   for (int i = 0; i < kWarmUps; i++) body(inputs_);
   stream.synchronize();
+  const std::lock_guard<std::mutex> lock(capturing);
   try {
     begin(cuda_->graph, pool.cuda_->handle);
     outputs_ = body(inputs_);
