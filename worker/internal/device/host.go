@@ -10,33 +10,17 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/worker/internal/affinity"
 )
 
 // host reads what the kernel says of the machine and of the limits this process runs under.
 type host struct {
-	root    fs.FS // the file system from /
-	allowed func() ([]int, error)
+	root    fs.FS                 // the file system from /
+	allowed func() ([]int, error) // the cores of the affinity mask
 }
 
-func newHost() host { return host{os.DirFS("/"), affinity} }
-
-// affinity lists the cores that this process may run on.
-func affinity() ([]int, error) {
-	var set unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &set); err != nil {
-		return nil, fmt.Errorf("read the CPU affinity: %w", err)
-	}
-	var cores []int
-	for core := 0; len(cores) < set.Count(); core++ {
-		if set.IsSet(core) {
-			cores = append(cores, core)
-		}
-	}
-	return cores, nil
-}
+func newHost() host { return host{os.DirFS("/"), affinity.Cores} }
 
 func (h host) inventory() (Inventory, error) {
 	cores, err := h.cores()
