@@ -210,7 +210,7 @@ func (b *Bus) list(ctx context.Context, bucket, filter string, history bool) ([]
 // stop ends a watcher whose callback may be blocked on a full channel.
 func stop(w jetstream.KeyWatcher) {
 	go func() {
-		for range w.Updates() { //nolint:revive // until it is closed
+		for range w.Updates() { // until it is closed
 		}
 	}()
 	_ = w.Stop() // fails only when the connection is gone, and the watcher with it

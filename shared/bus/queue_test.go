@@ -30,6 +30,9 @@ func audit(t testing.TB, s system) func() map[string]int {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := nc.Flush(); err != nil { // what happens from now on is seen
+		t.Fatal(err)
+	}
 	return func() map[string]int {
 		// A change of our own marks the end of what happened before it.
 		js, err := jetstream.New(nc)

@@ -128,7 +128,7 @@ func options(cfg Config, log *slog.Logger) (*server.Options, error) {
 		NoSigs:     true, // the process handles its signals
 	}
 	if cfg.MaxPayload != 0 {
-		opts.MaxPayload = int32(cfg.MaxPayload) //nolint:gosec // validated
+		opts.MaxPayload = int32(cfg.MaxPayload) // validated
 	}
 	if cfg.MonitorPort != 0 {
 		opts.HTTPHost, opts.HTTPPort = cfg.Host, cfg.MonitorPort

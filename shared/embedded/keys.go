@@ -76,7 +76,7 @@ func makeSeed(file string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.Remove(tmp.Name()) //nolint:errcheck // gone after the rename
+	defer os.Remove(tmp.Name()) // gone after the rename
 	_, werr := tmp.Write(seed)
 	if err := errors.Join(werr, tmp.Sync(), tmp.Close(), os.Rename(tmp.Name(), file)); err != nil {
 		return nil, err

@@ -25,7 +25,7 @@ func (b *Backoff) Next() time.Duration {
 	}
 	d := min(max(b.next, least), most)
 	b.next = min(d, most/2) * 2
-	return d - rand.N(d/10+1) //nolint:gosec // jitter
+	return d - rand.N(d/10+1) // jitter
 }
 
 // Reset makes the next wait Min again; call it after a success.

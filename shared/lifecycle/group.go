@@ -11,7 +11,7 @@ import (
 // the parts one after the other, the last started first: start connections, then the work that
 // uses them, then what takes work in. It is used by one goroutine.
 type Group struct {
-	ctx     context.Context //nolint:containedctx // the group's own life, ended by Wait
+	ctx     context.Context // the group's own life, ended by Wait
 	cancel  context.CancelFunc
 	members []*member
 	once    sync.Once
