@@ -5,13 +5,27 @@
 package loadgencmd
 
 import (
+	"os"
+	"runtime/debug"
+
 	"github.com/spf13/cobra"
 
 	"github.com/gpulet/gpulet/shared/cli"
 )
 
 // Main runs the load generator's command line and ends the process with its exit code.
-func Main() { cli.Main(newRootCommand()) }
+func Main() {
+	collectSeldom()
+	cli.Main(newRootCommand())
+}
+
+// collectSeldom trades memory, of which there is little, for fewer garbage collections, each of
+// which delays sends where all cores are busy. GOGC, where it is set, decides instead.
+func collectSeldom() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+}
 
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
