@@ -34,10 +34,11 @@ func (s *Schedule) Due(now time.Time, st State) (cause, reason string, due bool)
 
 // Decided notes that d was decided for st because of cause.
 func (s *Schedule) Decided(now time.Time, cause string, st State, d Decision) {
-	if futile := !d.Publish && (cause == Lag || cause == Demand); futile {
-		s.gap = min(max(2*s.gap, 2*s.MinGap), s.Epoch)
-	} else {
+	switch {
+	case d.Publish:
 		s.gap = s.MinGap
+	case cause == Lag || cause == Demand:
+		s.gap = min(max(2*s.gap, 2*s.MinGap), s.Epoch)
 	}
 	s.at, s.seen = now, Look(st)
 }

@@ -3,6 +3,7 @@ package epoch
 import (
 	"fmt"
 	"math"
+	"slices"
 	"sort"
 	"time"
 
@@ -50,9 +51,56 @@ func (c Config) solve(in input) solution {
 	if s.unsound != "" {
 		return s
 	}
+	if !check.Complete(s.plan) && s.plan.DesiredGPUs <= s.plan.GPUsUsed {
+		s.plan.DesiredGPUs = c.desired(s)
+	}
 	s.report(in, relaxed)
 	c.attach(&s)
 	return s
+}
+
+// Bounds of desired: fleets up to desiredExactly are planned with more GPUs, up to desiredFactor
+// times as many; beyond, the ratio of what is asked to what is served has to do.
+const (
+	desiredExactly = 64
+	desiredFactor  = 16
+)
+
+// desired is how many GPUs would serve everything that s leaves out, if there were more of the
+// kinds that there are, in equal parts. Models that more GPUs do not help are left aside.
+func (c Config) desired(s solution) int {
+	in := s.in
+	left := homeless(in, s.plan)
+	in.Models = slices.DeleteFunc(slices.Clone(in.Models), func(m problem.Model) bool { return left[m.Name] })
+	asked, have := 0.0, 0.0
+	for _, m := range in.Models {
+		asked += m.Worth() * m.Rate
+		have += m.Worth() * math.Min(m.Rate, served(s.plan, m.Name))
+	}
+	if have > 0 && len(in.GPUs) <= desiredExactly {
+		for factor := 2; factor <= desiredFactor; factor *= 2 {
+			if more := c.pack(in.multiplied(factor)); more.complete() {
+				return more.plan.GPUsUsed
+			}
+		}
+	}
+	if have <= 0 {
+		return len(s.in.GPUs) + 1
+	}
+	return max(len(s.in.GPUs)+1, int(math.Ceil(float64(s.plan.GPUsUsed)*asked/have)))
+}
+
+// multiplied has every GPU so many times, the copies on hosts of their own.
+func (in input) multiplied(factor int) input {
+	gpus := in.GPUs
+	in.GPUs = slices.Clone(gpus)
+	for k := 1; k < factor; k++ {
+		for _, g := range gpus {
+			g.Host = fmt.Sprintf("%s+%d", g.Host, k)
+			in.GPUs = append(in.GPUs, g)
+		}
+	}
+	return in
 }
 
 // pack runs the algorithm and the checker.
@@ -105,7 +153,7 @@ func (s *solution) report(asked input, relaxed map[string]bool) {
 		}
 		if short := m.Rate - served(s.plan, m.Name); short > 1e-6*(1+m.Rate) {
 			unserved[m.Name] = short
-			s.problems = append(s.problems, fmt.Sprintf("model %s: %.4g of %.4g samples/s have no place: %d GPUs would do", m.Name, short, m.Rate, s.plan.DesiredGPUs))
+			s.problems = append(s.problems, fmt.Sprintf("model %s: %.4g of %.4g samples/s have no place: %d GPUs would serve all", m.Name, short, m.Rate, s.plan.DesiredGPUs))
 		}
 	}
 	s.plan.Unserved = unserved
