@@ -1,0 +1,458 @@
+// Package agent keeps a host's gpu-let processes as the plan says, and tells the bus what runs.
+//
+// One goroutine owns the children and everything known of them; what to do is decided by package
+// reconcile. Processes, the bus and measuring have goroutines of their own and hand over values.
+// The agent serves no requests: while the planner or the bus is away, its children go on serving
+// what they were last told.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gpulet/gpulet/shared/lifecycle"
+	"github.com/gpulet/gpulet/shared/model"
+	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/shared/profile"
+	"github.com/gpulet/gpulet/worker/internal/device"
+	"github.com/gpulet/gpulet/worker/internal/link"
+	"github.com/gpulet/gpulet/worker/internal/reconcile"
+)
+
+// Bus is what an agent needs of the bus.
+type Bus interface {
+	WatchPlan(ctx context.Context) (<-chan plan.Plan, error)
+	WatchModels(ctx context.Context) (<-chan []model.Model, error)
+	PutHost(ctx context.Context, r plan.HostReport) error
+	DeleteHost(ctx context.Context, host string) error
+	PutGpulet(ctx context.Context, r plan.GpuletReport) error
+	DeleteGpulet(ctx context.Context, id string) error
+	PutProfile(ctx context.Context, p profile.Profile) error
+	OnReconnect(f func())
+}
+
+// Config is what an agent needs.
+type Config struct {
+	Host      string
+	Inventory device.Inventory
+	Engine    string // in words, for the host's report
+	// Repository is the folder of the models' archives; empty where the engine needs none.
+	Repository string
+	// Command is the process of a gpu-let on some cores (none given: all), without its pipes.
+	Command func(g plan.Gpulet, cores []int) *exec.Cmd
+	// Profile returns the profile of a model on the host's device, measuring it if need be. Nil:
+	// the device needs no measuring.
+	Profile func(ctx context.Context, m model.Model) (*profile.Profile, error)
+	// Limits are those of package reconcile; zero means the defaults.
+	Limits reconcile.Limits
+	Log    *slog.Logger
+}
+
+// Timings of the agent.
+const (
+	hostEvery    = 3 * time.Second // least often that the host is reported
+	gpuletEvery  = 2 * time.Second // least often that a gpu-let's counts are reported
+	resolveEvery = 5 * time.Second // models with problems are looked at again
+)
+
+// Agent is a running agent. All fields are owned by the goroutine of Run.
+type Agent struct {
+	cfg      Config
+	log      *slog.Logger
+	bus      Bus
+	report   *reporter
+	metrics  *metrics
+	children map[string]*child
+	events   chan event
+
+	plan     plan.Plan
+	planned  bool // a plan has been seen
+	models   map[string]resolved
+	problems map[string]string // of measuring, by model
+	stopping bool
+	notes    []string // last reported
+}
+
+// child is a gpu-let that the agent runs, or ran and may run again.
+type child struct {
+	reconcile.Child
+	gpulet   plan.Gpulet // as last assigned
+	cores    []int
+	proc     *process // nil once it exited
+	sent     link.Command
+	last     plan.GpuletReport
+	put      time.Time // when last was handed to the reporter
+	restarts int
+	detail   string // why it exited
+}
+
+// New returns an agent; reg receives its metrics.
+func New(cfg Config, b Bus, reg prometheus.Registerer) *Agent {
+	if cfg.Limits == (reconcile.Limits{}) {
+		cfg.Limits = reconcile.DefaultLimits
+	}
+	a := &Agent{
+		cfg: cfg, log: cfg.Log, bus: b,
+		children: map[string]*child{},
+		events:   make(chan event, 256),
+		problems: map[string]string{},
+		metrics:  newMetrics(cfg.Host),
+	}
+	reg.MustRegister(a.metrics)
+	return a
+}
+
+// Run works until ctx ends; it then drains the children and returns when they have gone. The end
+// of the abort context (see lifecycle.Context) kills those that are left.
+func (a *Agent) Run(ctx context.Context) error {
+	drain, abort, stop := lifecycle.Context(ctx, a.cfg.Limits.Drain+5*time.Second)
+	defer stop()
+	plans, err := a.bus.WatchPlan(drain)
+	if err != nil {
+		return fmt.Errorf("watch the plan: %w", err)
+	}
+	registered, err := a.bus.WatchModels(drain)
+	if err != nil {
+		return fmt.Errorf("watch the models: %w", err)
+	}
+	local := newResolver(a.cfg.Repository)
+	models := local.run(drain, registered)
+	measured := startMeasuring(drain, a.cfg, a.bus)
+	a.report = startReporter(a.bus, a.log)
+	for _, n := range a.cfg.Inventory.Notes {
+		a.log.Warn("device", "note", n)
+	}
+	a.loop(drain, abort, plans, models, measured)
+	a.report.stop(a.cfg.Host)
+	local.wait()
+	measured.wait()
+	return nil
+}
+
+func (a *Agent) loop(drain, abort context.Context, plans <-chan plan.Plan, models <-chan map[string]resolved, m *measuring) {
+	host := time.NewTicker(hostEvery)
+	defer host.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	ended, aborted := drain.Done(), abort.Done()
+	a.reportHost()
+	for !a.stopping || len(a.children) > 0 {
+		select {
+		case p, ok := <-plans:
+			if !ok {
+				plans = nil
+				continue
+			}
+			a.takePlan(p)
+		case found, ok := <-models:
+			if !ok {
+				models = nil
+				continue
+			}
+			a.models = found
+			m.measure(found)
+			a.reassign()
+			a.reportHost()
+		case problems := <-m.problems:
+			a.problems = problems
+			a.reportHost()
+		case e := <-a.events:
+			a.handle(e)
+		case <-host.C:
+			a.reportHost()
+		case <-timer.C:
+		case <-ended:
+			ended = nil
+			a.log.Info("stopping", "gpulets", len(a.children))
+			a.stopping = true
+		case <-aborted:
+			aborted = nil
+			a.killAll()
+		}
+		if a.models != nil || a.stopping { // before that, nothing could be assigned
+			timer.Reset(a.reconcile(time.Now()))
+		}
+		a.metrics.set(a.snapshot())
+	}
+}
+
+func (a *Agent) takePlan(p plan.Plan) {
+	if err := p.Validate(); err != nil {
+		a.log.Error("plan refused, keeping the last one", "plan_rev", p.Revision, "error", err)
+		return
+	}
+	a.plan, a.planned = p, true
+	a.log.Info("plan", "plan_rev", p.Revision, "gpulets", len(a.desired().Gpulets))
+	a.reportHost()
+}
+
+// desired is this host's part of the plan.
+func (a *Agent) desired() reconcile.Desired {
+	want := reconcile.Desired{Revision: a.plan.Revision}
+	if a.stopping {
+		return want
+	}
+	for _, g := range a.plan.Gpulets {
+		if g.Host == a.cfg.Host && g.GPU >= 0 && g.GPU < len(a.cfg.Inventory.Devices) {
+			want.Gpulets = append(want.Gpulets, g)
+		}
+	}
+	return want
+}
+
+// reconcile does what has to be done now and returns when to look again.
+func (a *Agent) reconcile(now time.Time) time.Duration {
+	for {
+		actions := reconcile.Next(now, a.desired(), a.states(), a.cfg.Limits)
+		for _, act := range actions {
+			a.do(act, now)
+		}
+		if slices.ContainsFunc(actions, func(act reconcile.Action) bool { return act.Verb == reconcile.Forget }) {
+			continue // what is gone may have kept something from starting
+		}
+		wake := reconcile.Wake(actions)
+		if wake.IsZero() {
+			return time.Hour
+		}
+		return max(0, wake.Sub(now))
+	}
+}
+
+func (a *Agent) states() []reconcile.Child {
+	list := make([]reconcile.Child, 0, len(a.children))
+	for _, c := range a.children {
+		list = append(list, c.Child)
+	}
+	return list
+}
+
+func (a *Agent) do(act reconcile.Action, now time.Time) {
+	c := a.children[act.ID]
+	if act.Verb != reconcile.Wait {
+		a.log.Info("gpu-let: "+string(act.Verb), "gpulet", act.ID, "plan_rev", a.plan.Revision, "reason", act.Reason)
+	}
+	switch act.Verb {
+	case reconcile.Start:
+		a.start(act.Gpulet, now)
+	case reconcile.Assign:
+		c.gpulet = act.Gpulet
+		a.assign(c)
+	case reconcile.Drain:
+		c.DrainedAt = now
+		c.proc.send(link.Command{Op: link.Drain})
+	case reconcile.Kill:
+		c.KilledAt = now
+		c.proc.kill()
+	case reconcile.Forget:
+		delete(a.children, act.ID)
+		a.report.forget(act.ID)
+	}
+}
+
+// start starts a process, in place of one that exited.
+func (a *Agent) start(g plan.Gpulet, now time.Time) {
+	c := &child{gpulet: g}
+	if old := a.children[g.ID]; old != nil {
+		c.Crashes, c.restarts, c.detail = old.Crashes, old.restarts+1, old.detail
+	}
+	c.Child.ID, c.GPU, c.Share = g.ID, g.GPU, g.Share
+	c.State, c.Heard = plan.Starting, now
+	a.children[g.ID] = c
+	c.cores = a.allot(g)
+	proc, err := startProcess(g.ID, a.cfg.Command(g, c.cores), a.events, a.log)
+	if err != nil {
+		a.log.Error("gpu-let does not start", "gpulet", g.ID, "error", err)
+		c.detail = err.Error()
+		c.Exit(now, a.cfg.Limits)
+		a.putGpulet(c, now)
+		return
+	}
+	c.proc = proc
+	a.assign(c)
+	a.putGpulet(c, now)
+}
+
+// allot gives a gpu-let on the CPU its cores: none that another gpu-let of the plan has, if that
+// can be. Those that the plan no longer wants do not count, since they will be gone.
+func (a *Agent) allot(g plan.Gpulet) []int {
+	all := a.cfg.Inventory.Cores
+	if len(all) == 0 {
+		return nil
+	}
+	var slots []device.Slot
+	for _, w := range a.desired().Gpulets {
+		s := device.Slot{ID: w.ID, N: device.CoresOf(w.Share, len(all))}
+		if c := a.children[w.ID]; c != nil && c.proc != nil {
+			s.At = c.cores
+		}
+		slots = append(slots, s)
+	}
+	return device.Allot(all, slots)[g.ID]
+}
+
+// assign tells a child what to serve.
+func (a *Agent) assign(c *child) {
+	cmd := a.command(c.gpulet)
+	c.Assigned, c.Models, c.sent = a.plan.Revision, c.gpulet.Models, cmd
+	c.proc.send(cmd)
+}
+
+// reassign tells those children whose models have changed in the repository.
+func (a *Agent) reassign() {
+	for _, c := range a.children {
+		if c.proc == nil || !c.DrainedAt.IsZero() || c.Assigned == 0 {
+			continue
+		}
+		cmd := a.command(c.gpulet)
+		cmd.Revision = c.Assigned
+		if !sameCommand(cmd, c.sent) {
+			c.sent = cmd
+			c.proc.send(cmd)
+		}
+	}
+}
+
+func (a *Agent) handle(e event) {
+	now := time.Now()
+	c := a.children[e.id]
+	if c == nil || c.proc != e.proc {
+		return // of a process that was replaced
+	}
+	switch {
+	case e.report != nil:
+		a.hear(c, *e.report, now)
+	case e.exited:
+		a.exited(c, e, now)
+	}
+}
+
+func (a *Agent) hear(c *child, r plan.GpuletReport, now time.Time) {
+	changed := r.State != c.State || r.Revision != c.Revision || r.Detail != c.last.Detail
+	if r.State == plan.Ready && c.State != plan.Ready {
+		c.detail = ""
+	}
+	c.Hear(now, r.State, r.Revision)
+	c.last = r
+	if changed || now.Sub(c.put) >= gpuletEvery {
+		a.putGpulet(c, now)
+	}
+	if changed {
+		a.reportHost()
+	}
+}
+
+func (a *Agent) exited(c *child, e event, now time.Time) {
+	c.proc = nil
+	asked := !c.DrainedAt.IsZero()
+	c.Exit(now, a.cfg.Limits)
+	c.State = plan.Failed
+	switch {
+	case asked && e.err == nil:
+		a.log.Info("gpu-let ended", "gpulet", c.Child.ID)
+	case asked:
+		a.log.Warn("gpu-let ended while draining", "gpulet", c.Child.ID, "error", e.err, "last_words", e.lastWords)
+	default:
+		c.detail = exitWords(e)
+		a.log.Error("gpu-let crashed", "gpulet", c.Child.ID, "error", e.err, "crashes", c.Crashes, "last_words", e.lastWords)
+	}
+	a.putGpulet(c, now)
+}
+
+// exitWords says why a process ended that should not have.
+func exitWords(e event) string {
+	why := "exited without being asked to"
+	var exit *exec.ExitError
+	if errors.As(e.err, &exit) || e.err != nil {
+		why = "exited: " + e.err.Error()
+	}
+	if e.lastWords != "" {
+		why += ": " + e.lastWords
+	}
+	return why
+}
+
+func (a *Agent) killAll() {
+	a.stopping = true
+	for _, c := range a.children {
+		if c.proc != nil {
+			a.log.Warn("killing gpu-let", "gpulet", c.Child.ID)
+			c.DrainedAt, c.KilledAt = time.Now(), time.Now()
+			c.proc.kill()
+		}
+	}
+}
+
+// putGpulet reports a child: what it says of itself, and what only the agent knows.
+func (a *Agent) putGpulet(c *child, now time.Time) {
+	c.put = now
+	a.report.gpulet(a.describe(c, now))
+}
+
+func (a *Agent) describe(c *child, now time.Time) plan.GpuletReport {
+	r := c.last
+	r.ID, r.Host, r.GPU, r.Share = c.Child.ID, a.cfg.Host, c.GPU, c.Share
+	r.State, r.Revision, r.Restarts, r.Time = c.State, c.Revision, c.restarts, now
+	r.Models = append([]plan.ModelReport{}, r.Models...)
+	if c.proc == nil {
+		r.PID, r.State = 0, plan.Failed
+	} else {
+		r.PID = c.proc.pid()
+	}
+	if r.Detail == "" {
+		r.Detail = c.detail
+	}
+	return r
+}
+
+func (a *Agent) reportHost() {
+	r := plan.HostReport{
+		Host: a.cfg.Host, Devices: a.cfg.Inventory.Devices, Engine: a.cfg.Engine,
+		Revision: a.plan.Revision, Time: time.Now(), Problems: a.trouble(),
+	}
+	if !slices.Equal(r.Problems, a.notes) {
+		for _, p := range r.Problems {
+			if !slices.Contains(a.notes, p) {
+				a.log.Warn("problem", "problem", p)
+			}
+		}
+		a.notes = r.Problems
+	}
+	a.report.host(r)
+}
+
+// trouble lists what an operator should see, sorted.
+func (a *Agent) trouble() []string {
+	list := slices.Clone(a.cfg.Inventory.Notes)
+	for name, why := range a.problems {
+		list = append(list, fmt.Sprintf("model %s: not measured: %s", name, why))
+	}
+	for name, m := range a.models {
+		if m.problem != "" {
+			list = append(list, fmt.Sprintf("model %s: %s", name, m.problem))
+		}
+	}
+	for _, g := range a.plan.Gpulets {
+		if g.Host == a.cfg.Host && (g.GPU < 0 || g.GPU >= len(a.cfg.Inventory.Devices)) {
+			list = append(list, fmt.Sprintf("gpu-let %s: the plan puts it on GPU %d, this host has %d", g.ID, g.GPU, len(a.cfg.Inventory.Devices)))
+		}
+	}
+	for id, c := range a.children {
+		for _, m := range c.last.Models {
+			if m.Error != "" {
+				list = append(list, fmt.Sprintf("gpu-let %s: model %s: %s", id, m.Model, m.Error))
+			}
+		}
+		if c.proc == nil && c.detail != "" {
+			list = append(list, fmt.Sprintf("gpu-let %s: %s", id, c.detail))
+		}
+	}
+	slices.Sort(list)
+	return list
+}

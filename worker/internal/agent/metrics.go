@@ -1,0 +1,122 @@
+package agent
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gpulet/gpulet/shared/plan"
+)
+
+// metrics shows what the agent last knew of its gpu-lets. Counters of a gpu-let start again at 0
+// when its process does, as Prometheus expects of a restart.
+type metrics struct {
+	revision *prometheus.Desc
+	state    *prometheus.Desc
+	restarts *prometheus.Desc
+	loaded   *prometheus.Desc
+	requests *prometheus.Desc
+	samples  *prometheus.Desc
+	batches  *prometheus.Desc
+	fill     *prometheus.Desc
+	busy     *prometheus.Desc
+	exec     *prometheus.Desc
+
+	mu   sync.Mutex // guards last
+	last snapshot
+}
+
+// snapshot is what the metrics show.
+type snapshot struct {
+	revision uint64
+	gpulets  []plan.GpuletReport
+	planned  map[string]map[string]int // gpu-let → model → planned batch
+}
+
+func newMetrics(host string) *metrics {
+	labels := prometheus.Labels{"host": host}
+	desc := func(name, help string, variable ...string) *prometheus.Desc {
+		return prometheus.NewDesc("gpulet_"+name, help, variable, labels)
+	}
+	return &metrics{
+		revision: desc("worker_plan_revision", "Revision of the plan the agent works towards."),
+		state:    desc("worker_gpulet_state", "1 for the state that a gpu-let is in.", "gpulet", "state"),
+		restarts: desc("worker_gpulet_restarts_total", "Processes started in place of one that exited.", "gpulet"),
+		loaded:   desc("worker_model_loaded", "1 when a gpu-let serves a model, 0 when it should and cannot.", "gpulet", "model"),
+		requests: desc("worker_requests_total", "Requests by what became of them: run, failed (of those), expired or rejected.", "gpulet", "model", "status"),
+		samples:  desc("worker_samples_total", "Samples run.", "gpulet", "model"),
+		batches:  desc("worker_batches_total", "Batches run.", "gpulet", "model"),
+		fill:     desc("worker_batch_fill_ratio", "Samples per batch over the planned batch, since the gpu-let started.", "gpulet", "model"),
+		busy:     desc("worker_exec_seconds_total", "Time on the engine.", "gpulet", "model"),
+		exec:     desc("worker_batch_exec_seconds", "Moving average of a batch's time on the engine.", "gpulet", "model"),
+	}
+}
+
+func (m *metrics) set(s snapshot) {
+	m.mu.Lock()
+	m.last = s
+	m.mu.Unlock()
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{m.revision, m.state, m.restarts, m.loaded, m.requests, m.samples, m.batches, m.fill, m.busy, m.exec} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	m.mu.Lock()
+	s := m.last
+	m.mu.Unlock()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
+	}
+	gauge(m.revision, float64(s.revision))
+	for _, g := range s.gpulets {
+		for _, state := range []plan.GpuletState{plan.Starting, plan.Ready, plan.Draining, plan.Failed} {
+			gauge(m.state, one(g.State == state), g.ID, string(state))
+		}
+		counter(m.restarts, float64(g.Restarts), g.ID)
+		for _, r := range g.Models {
+			gauge(m.loaded, one(r.Loaded), g.ID, r.Model)
+			counter(m.requests, float64(r.Requests), g.ID, r.Model, "run")
+			counter(m.requests, float64(r.Failed), g.ID, r.Model, "failed")
+			counter(m.requests, float64(r.Expired), g.ID, r.Model, "expired")
+			counter(m.requests, float64(r.Rejected), g.ID, r.Model, "rejected")
+			counter(m.samples, float64(r.Samples), g.ID, r.Model)
+			counter(m.batches, float64(r.Batches), g.ID, r.Model)
+			counter(m.busy, r.BusyMs/1e3, g.ID, r.Model)
+			gauge(m.exec, r.ExecMs/1e3, g.ID, r.Model)
+			if planned := s.planned[g.ID][r.Model]; planned > 0 && r.Batches > 0 {
+				gauge(m.fill, float64(r.Samples)/float64(r.Batches)/float64(planned), g.ID, r.Model)
+			}
+		}
+	}
+}
+
+func one(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
+}
+
+// snapshot copies what the metrics need.
+func (a *Agent) snapshot() snapshot {
+	s := snapshot{revision: a.plan.Revision, planned: map[string]map[string]int{}}
+	now := time.Now()
+	for id, c := range a.children {
+		s.gpulets = append(s.gpulets, a.describe(c, now))
+		s.planned[id] = map[string]int{}
+		for _, as := range c.gpulet.Models {
+			s.planned[id][as.Model] = as.Batch
+		}
+	}
+	return s
+}

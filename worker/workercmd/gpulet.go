@@ -1,0 +1,220 @@
+package workercmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/cli"
+	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/shared/profile"
+	"github.com/gpulet/gpulet/shared/telemetry"
+	"github.com/gpulet/gpulet/worker/internal/affinity"
+	"github.com/gpulet/gpulet/worker/internal/engine"
+	"github.com/gpulet/gpulet/worker/internal/gpulet"
+	"github.com/gpulet/gpulet/worker/internal/link"
+)
+
+// gpuletConfig are the settings of `worker gpulet`. The agent sets them all.
+type gpuletConfig struct {
+	Bus       bus.Config
+	Telemetry telemetry.Config
+	Engine    engineConfig
+	ID        string        `env:"GPULET_ID" usage:"id of the gpu-let in the plan"`
+	Host      string        `env:"HOST" usage:"id of the host"`
+	GPU       int           `env:"GPU" envDefault:"0" usage:"index of the device on its host"`
+	GPUType   string        `env:"GPU_TYPE" usage:"type of the device"`
+	Device    string        `env:"DEVICE" envDefault:"cpu" usage:"device for the engine: cpu, or sim"`
+	Share     int           `env:"SHARE" envDefault:"100" usage:"percent of the device"`
+	Cores     []int         `env:"CORES" usage:"cores to run on (default: all)"`
+	Profiles  string        `env:"PROFILES" envDefault:"profiles" usage:"folder of profiles, for the simulated engine"`
+	Grace     time.Duration `env:"GRACE" envDefault:"25s" usage:"time to drain in"`
+}
+
+// Validate reports the first setting that makes no sense.
+func (c *gpuletConfig) Validate() error {
+	switch {
+	case c.ID == "":
+		return errors.New("--gpulet-id is missing: the agent sets it")
+	case c.Share < 1 || c.Share > 100:
+		return fmt.Errorf("share %d: expected 1 to 100 percent", c.Share)
+	case c.Grace <= 0:
+		return fmt.Errorf("grace %v: expected more than 0", c.Grace)
+	}
+	return c.Engine.Validate()
+}
+
+func newGpuletCommand() *cobra.Command {
+	cfg := &gpuletConfig{}
+	cmd := &cobra.Command{
+		Use:   "gpulet",
+		Short: "Serve as one gpu-let (started by the agent)",
+		Long: `One gpu-let: a process that holds a share of a device and serves models on it. The agent starts
+it, says on its standard input what to serve, one JSON object per line, and reads reports from its
+standard output. The end of the input means: drain and exit.`,
+		Example: `  echo '{"op":"assign","revision":1,"models":[]}' | worker gpulet --gpulet-id a --engine ref`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cli.Load(cmd, cfg); err != nil {
+				return err
+			}
+			return runGpulet(cmd, cfg)
+		},
+	}
+	cli.Bind(cmd, cfg)
+	return cmd
+}
+
+func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
+	ctx := cmd.Context()
+	log := telemetry.NewLogger(cfg.Telemetry, cmd.ErrOrStderr(), "gpulet").With("gpulet", cfg.ID)
+	commands := make(chan link.Command, 16)
+	ctx, orphaned := context.WithCancel(ctx)
+	defer orphaned()
+	// From here on the agent may go at any time: then there is nothing to start for.
+	go readCommands(cmd.InOrStdin(), commands, orphaned, log)
+	if len(cfg.Cores) > 0 {
+		if err := affinity.Set(cfg.Cores); err != nil {
+			return err
+		}
+	}
+	eng, err := openEngine(cfg)
+	if err != nil {
+		return err
+	}
+	b, err := bus.Connect(ctx, cfg.Bus, bus.RoleWorker, "gpulet "+cfg.ID, log)
+	if ctx.Err() != nil {
+		return nil // told to end before there was anything to drain
+	}
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	reports := startReports(cmd.OutOrStdout(), log)
+	defer reports.stop()
+	// Whatever hangs, a process whose agent is gone must end.
+	dead := context.AfterFunc(ctx, func() {
+		time.AfterFunc(cfg.Grace+2*time.Second, func() {
+			log.Error("could not drain in time, ending at once")
+			os.Exit(cli.ExitFailed)
+		})
+	})
+	defer dead()
+	log.Info("serving", "engine", eng.Info().Version, "share", cfg.Share, "cores", cfg.Cores)
+	return gpulet.Run(ctx, gpulet.Config{
+		ID: cfg.ID, Host: cfg.Host, GPU: cfg.GPU, Share: cfg.Share, Device: cfg.Device, PID: os.Getpid(),
+		Engine: eng, Bus: b, Commands: commands, Report: reports.put, Grace: cfg.Grace, Log: log,
+	})
+}
+
+// readCommands hands on what the agent says, and says when it has gone.
+func readCommands(in io.Reader, commands chan<- link.Command, gone context.CancelFunc, log *slog.Logger) {
+	defer gone()
+	r := link.NewCommandReader(in)
+	for {
+		c, err := r.Read()
+		switch {
+		case err == nil:
+			commands <- c
+		case link.IsLineError(err):
+			log.Error("command refused", "error", err)
+		case errors.Is(err, io.EOF):
+			return
+		default:
+			log.Error("cannot read commands", "error", err)
+			return
+		}
+	}
+}
+
+func openEngine(cfg *gpuletConfig) (engine.Engine, error) {
+	o := engine.Options{Library: cfg.Engine.EngineLib, Threads: len(cfg.Cores)}
+	if cfg.Engine.Engine == engine.Simulated {
+		set, problems := profile.LoadDir(cfg.Profiles)
+		if len(set.Models(cfg.GPUType)) == 0 {
+			return nil, errors.Join(append(problems, fmt.Errorf("no profile of %s in %s", cfg.GPUType, cfg.Profiles))...)
+		}
+		o.Sim = simulate(set, cfg.GPUType, cfg.Share)
+	}
+	return engine.Open(cfg.Engine.Engine, o)
+}
+
+// simulate answers after the profiled latency. A batch larger than any that was profiled takes as
+// long as several of the largest.
+func simulate(set *profile.Set, gpuType string, share int) engine.SimOptions {
+	return engine.SimOptions{
+		Latency: func(model string, samples int) (time.Duration, error) {
+			p, ok := set.Get(gpuType, model)
+			if !ok {
+				return 0, fmt.Errorf("no profile of %s on %s", model, gpuType)
+			}
+			batches := p.Batches()
+			least, most := batches[0], batches[len(batches)-1]
+			ms, err := p.Latency(share, min(max(samples, least), most))
+			if samples > most {
+				ms *= float64(samples) / float64(most)
+			}
+			return time.Duration(ms * float64(time.Millisecond)), err
+		},
+		MemBytes: func(model string) int64 {
+			if p, ok := set.Get(gpuType, model); ok {
+				return p.MemBytes(1)
+			}
+			return 0
+		},
+	}
+}
+
+// reports writes the newest report to the agent. A reader that is slow or gone holds up nothing.
+type reports struct {
+	next chan plan.GpuletReport // holds the newest
+	quit chan struct{}
+	done sync.WaitGroup
+}
+
+func startReports(out io.Writer, log *slog.Logger) *reports {
+	r := &reports{next: make(chan plan.GpuletReport, 1), quit: make(chan struct{})}
+	w := link.NewWriter(out)
+	write := func(rep plan.GpuletReport) {
+		if err := w.Write(rep); err != nil {
+			log.Debug("report not written", "error", err)
+		}
+	}
+	r.done.Go(func() {
+		for {
+			select {
+			case rep := <-r.next:
+				write(rep)
+			case <-r.quit:
+				select {
+				case rep := <-r.next:
+					write(rep)
+				default:
+				}
+				return
+			}
+		}
+	})
+	return r
+}
+
+// put replaces a report that has not been written yet. Only one goroutine may call it.
+func (r *reports) put(rep plan.GpuletReport) {
+	select {
+	case <-r.next:
+	default:
+	}
+	r.next <- rep
+}
+
+func (r *reports) stop() {
+	close(r.quit)
+	r.done.Wait()
+}
