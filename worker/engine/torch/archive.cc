@@ -28,9 +28,10 @@ void flatten(const c10::IValue& value, const std::string& name, NamedTensors& ou
     int i = 0;
     for (const auto& v : value.toTupleRef().elements()) flatten(v, child(std::to_string(i++)), out);
   } else if (value.isTensorList()) {
-    int i = 0;
-    for (const at::Tensor& t : value.toTensorList())
-      out.emplace_back(child(std::to_string(i++)), t);
+    const auto tensors = value.toTensorVector();
+    for (size_t i = 0; i < tensors.size(); i++) {
+      out.emplace_back(child(std::to_string(i)), tensors[i]);
+    }
   } else if (value.isList()) {
     int i = 0;
     for (const c10::IValue& v : value.toListRef()) flatten(v, child(std::to_string(i++)), out);

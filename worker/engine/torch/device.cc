@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "errors.h"
@@ -19,7 +20,9 @@ namespace gle {
 namespace {
 
 void set_name(gle_device_info* info, const char* name) {
-  std::strncpy(info->name, name, sizeof info->name - 1);
+  const size_t n = std::min(std::strlen(name), sizeof info->name - 1);
+  std::memcpy(info->name, name, n);
+  info->name[n] = '\0';
 }
 
 void fill_cpu_info(gle_device_info* info) {

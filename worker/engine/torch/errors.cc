@@ -8,7 +8,7 @@ namespace gle {
 bool breaks_device(const std::string& message) {
   // "Sticky" CUDA errors, as cudaGetErrorString words them, and the end of an MPS server.
   static constexpr const char* kFaults[] = {"illegal memory access",
-                                            "device-side assert",
+                                            "device-side assert triggered",
                                             "unspecified launch failure",
                                             "misaligned address",
                                             "illegal instruction",

@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
 
 #include <chrono>
@@ -101,7 +102,7 @@ gle_model::gle_model(const gle_load_options& o)
   const int64_t before = gle::reserved_bytes(device_);
   {
     // Weights must be ordinary tensors: inference tensors cannot be converted in place.
-    const at::NoGradGuard no_grad;
+    const c10::NoGradGuard no_grad;
     const gle::Stream::Scope scope(stream_);
     archive_ = gle::open_archive(o, device_);
     preparers_ = gle::make_preparers(o, device_);

@@ -1,5 +1,6 @@
 #include "settings.h"
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <malloc.h>
@@ -55,6 +56,10 @@ void configure(const gle_config& config) {
       // LibTorch allows it once per process, and only before its pool exists: keep what is.
     }
   }
+  // FP32 means FP32: TF32 keeps 10 bits of mantissa, and answers would differ from a CPU's in the
+  // third digit. Speed is what fp16 and bf16 are for.
+  at::globalContext().setAllowTF32CuDNN(false);
+  at::globalContext().setAllowTF32CuBLAS(false);
   keep_freed_memory();
   enter_thread();
 }
