@@ -1,6 +1,7 @@
 package plannercmd
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -40,12 +41,15 @@ func describe(dir, name string, slo time.Duration) (model.Model, error) {
 	m := model.Model{Config: model.Config{Name: name, Weight: 1}}
 	path := filepath.Join(dir, name, model.ConfigFile)
 	data, err := os.ReadFile(path)
+	if dir == "" { // no repository
+		err = os.ErrNotExist
+	}
 	switch {
 	case err == nil:
 		if m.Config, err = model.ParseConfig(path, data); err != nil {
 			return m, err
 		}
-	case !os.IsNotExist(err) && !isNotDir(err):
+	case !errors.Is(err, fs.ErrNotExist) && !isNotDir(err):
 		return m, err
 	case slo == 0:
 		slo = paperSLOs[name]

@@ -5,6 +5,9 @@ import "github.com/spf13/cobra"
 // offlineCommands are those that need files only, no running system.
 func offlineCommands() []*cobra.Command {
 	return []*cobra.Command{
+		newPlanCommand(),
+		newCompareCommand(),
+		newPeakCommand(),
 		newSimulateCommand(),
 	}
 }

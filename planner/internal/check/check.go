@@ -23,6 +23,7 @@ const (
 	RuleForm     Rule = "form"     // the document is well-formed (plan.Validate)
 	RuleDevice   Rule = "device"   // every gpu-let is on a GPU of the problem, of its type, with a share it allows
 	RuleCapacity Rule = "capacity" // the shares of a GPU sum to at most 100
+	RuleModels   Rule = "models"   // no gpu-let serves more models than allowed
 	RuleMemory   Rule = "memory"   // what is loaded on a GPU fits its memory
 	RuleProfile  Rule = "profile"  // the profile covers every planned share and batch
 	RuleRate     Rule = "rate"     // within a gpu-let a batch per duty cycle carries each model's rate
@@ -131,6 +132,9 @@ func (c *checker) devices() {
 		for _, i := range c.onGPU[name] {
 			g := c.plan.Gpulets[i]
 			total += g.Share
+			if c.in.MaxModels > 0 && len(g.Models) > c.in.MaxModels {
+				c.add(Violation{Rule: RuleModels, Gpulet: g.ID, GPU: name}, "%d models share it, at most %d may", len(g.Models), c.in.MaxModels)
+			}
 			switch {
 			case !ok:
 				c.add(Violation{Rule: RuleDevice, Gpulet: g.ID, GPU: name}, "no such GPU in the problem")

@@ -26,7 +26,12 @@ import (
 //
 // With an interference that has not the form of problem.Pressure it leaves interference out. It is
 // +Inf when a model with a rate can run nowhere.
-func Bound(in problem.Input) float64 {
+func Bound(in problem.Input) float64 { return bound(in, boundIntervals, boundRounds) }
+
+// QuickBound is Bound with less effort: as true, a little lower.
+func QuickBound(in problem.Input) float64 { return bound(in, quickIntervals, quickRounds) }
+
+func bound(in problem.Input, intervals, rounds int) float64 {
 	e := newEnv(&in)
 	g := newSearch(e, Options{Steps: -1})
 	s := newState(e)
@@ -47,12 +52,19 @@ func Bound(in problem.Input) float64 {
 	if lp == nil {
 		return math.Inf(1)
 	}
-	g.converge(lp, newPricer(e, d.models, all, boundIntervals, nil), all, boundIntervals, boundRounds)
+	g.converge(lp, newPricer(e, d.models, all, intervals, nil), all, proof, rounds)
 	return lp.bound
 }
 
-// boundRounds is how often prices that a plan's program found are improved for a bound.
-const boundRounds = 20
+// Effort for a bound: into how many intervals the pressure on a GPU is divided, and how often the
+// prices of a plan's program are improved.
+const (
+	boundIntervals, boundRounds = 64, 20
+	quickIntervals, quickRounds = 24, 3
+)
+
+// proof is a reach that covers all intervals, without which prices prove nothing.
+const proof = math.MaxInt
 
 // pricer finds what a GPU can earn at most at given prices, and cuts that come close to it.
 type pricer struct {
@@ -76,9 +88,6 @@ type item struct {
 	press float64
 	mem   int64 // bytes
 }
-
-// boundIntervals is into how many parts the total pressure on a GPU is divided for a bound.
-const boundIntervals = 64
 
 // newPricer tabulates what gpu-lets give. worth, if not nil, says which shares of a model on a class to
 // look at; a bound needs all.

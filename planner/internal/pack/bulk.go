@@ -115,7 +115,7 @@ func (g *search) improve(lp *program, pricer *pricer, free []int, reach int) boo
 	for k, need := range lp.need {
 		worth += lp.cover.price[k] * need
 	}
-	if reach >= boundIntervals {
+	if reach == proof {
 		lp.bound = max(lp.bound, g.env.dual(worth, values))
 	}
 	slices.SortStableFunc(found, func(a, b pattern) int { return cmp.Compare(lp.worth(b), lp.worth(a)) })

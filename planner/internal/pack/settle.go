@@ -40,6 +40,9 @@ func (e *env) settle(c int, parts []part) bool {
 // each other: those press with outside if busy.
 func (e *env) settleUnder(c int, parts []part, outside float64, busy bool) bool {
 	for i := range parts {
+		if limit := e.in.MaxModels; limit > 0 && len(parts[i].slots) > limit {
+			return false
+		}
 		for k := range parts[i].slots {
 			parts[i].slots[k].batch = 1
 		}

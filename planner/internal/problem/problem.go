@@ -26,6 +26,8 @@ type Input struct {
 	Buffer float64
 	// ContextBytes is device memory that every gpu-let needs beside its models: its CUDA context.
 	ContextBytes int64
+	// MaxModels bounds the models that share one gpu-let in time; 0 means no bound.
+	MaxModels int
 	// Current is the plan that runs now. Algorithms that can, stay close to it. Nil means none.
 	Current *plan.Plan
 }
