@@ -8,6 +8,7 @@ func offlineCommands() []*cobra.Command {
 		newPlanCommand(),
 		newCompareCommand(),
 		newPeakCommand(),
+		newFitCommand(),
 		newSimulateCommand(),
 	}
 }

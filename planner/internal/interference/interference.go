@@ -21,6 +21,9 @@ const (
 	// Linear is the model of Choi et al., USENIX ATC 2022: a linear function of the L2 and DRAM
 	// utilisation of both sides.
 	Linear = "linear"
+	// Anchored has a base per model, share and batch, and one slope over the neighbours' DRAM
+	// utilisation.
+	Anchored = "anchored"
 	// Pairwise gives every model a sensitivity and a pressure of its own, see Fit.
 	Pairwise = "pairwise"
 )
@@ -75,10 +78,12 @@ func build(f *profile.Interference) (coupler, error) {
 		l := linear{margin: margin}
 		copy(l.c[:], f.Coefficients)
 		return l, nil
+	case Anchored:
+		return newAnchored(f, margin)
 	case Pairwise:
 		return newPairwise(f, margin)
 	}
-	return nil, fmt.Errorf("key %q: found %q: expected %s", "kind", f.Kind, strings.Join([]string{Linear, Pairwise}, " or "))
+	return nil, fmt.Errorf("key %q: found %q: expected %s", "kind", f.Kind, strings.Join([]string{Linear, Anchored, Pairwise}, ", "))
 }
 
 // Fitted reports whether predictions for a GPU type rest on measurements, not on the default.

@@ -1,0 +1,267 @@
+package interference
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"sort"
+
+	"gonum.org/v1/gonum/mat"
+
+	"github.com/gpulet/gpulet/shared/profile"
+)
+
+// Fit fits an interference model of a kind to co-run measurements. Linear and Anchored use the
+// profiles' Demand; Pairwise uses nothing but the measurements. The error stated in the result is on
+// held-out measurements: two halves, each predicted from the other.
+func Fit(set *profile.Set, runs *profile.Corun, kind string) (*profile.Interference, error) {
+	if len(runs.Runs) < 2 {
+		return nil, fmt.Errorf("co-runs of %s: found %d: expected at least 2", runs.GPUType, len(runs.Runs))
+	}
+	fitted, err := fit(set, runs, kind)
+	if err != nil {
+		return nil, err
+	}
+	var errs, ratios []float64
+	for half := range 2 {
+		train, test := split(runs, half)
+		f, err := fit(set, train, kind)
+		if err != nil {
+			return nil, err
+		}
+		e, r, err := errorOf(set, f, test)
+		if err != nil {
+			return nil, err
+		}
+		errs, ratios = append(errs, e...), append(ratios, r...)
+	}
+	sort.Float64s(errs)
+	sort.Float64s(ratios)
+	fitted.HeldOut = &profile.FitError{Pairs: len(errs), P50: quantile(errs, 0.5), P90: quantile(errs, 0.9), Max: errs[len(errs)-1]}
+	fitted.Margin = max(1, quantile(ratios, 0.9))
+	return fitted, nil
+}
+
+// Error is how far f is off on measurements, its margin left out.
+func Error(set *profile.Set, f *profile.Interference, runs *profile.Corun) (profile.FitError, error) {
+	g := *f
+	g.Margin = 1
+	errs, _, err := errorOf(set, &g, runs)
+	if err != nil || len(errs) == 0 {
+		return profile.FitError{}, err
+	}
+	sort.Float64s(errs)
+	return profile.FitError{Pairs: len(errs), P50: quantile(errs, 0.5), P90: quantile(errs, 0.9), Max: errs[len(errs)-1]}, nil
+}
+
+// split deals measurements out to two halves by a fixed hash of their place, so that neighbours in
+// the file end up on both sides.
+func split(runs *profile.Corun, half int) (train, test *profile.Corun) {
+	train, test = &profile.Corun{GPUType: runs.GPUType}, &profile.Corun{GPUType: runs.GPUType}
+	for i, m := range runs.Runs {
+		x := uint64(i+1) * 0x9e3779b97f4a7c15
+		if int((x^x>>29)*0xbf58476d1ce4e5b9>>63) == half {
+			test.Runs = append(test.Runs, m)
+		} else {
+			train.Runs = append(train.Runs, m)
+		}
+	}
+	return train, test
+}
+
+func errorOf(set *profile.Set, f *profile.Interference, runs *profile.Corun) (errs, ratios []float64, err error) {
+	c, err := build(f)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, m := range runs.Runs {
+		pressure := 0.0
+		for _, o := range m.Others {
+			pressure += c.couple(set, runs.GPUType, o.Model, o.Share, o.Batch).Emit
+		}
+		self := c.couple(set, runs.GPUType, m.Self.Model, m.Self.Share, m.Self.Batch)
+		predicted := math.Max(1, self.Base+self.Gain*pressure)
+		errs = append(errs, math.Abs(predicted-m.Slowdown)/m.Slowdown)
+		ratios = append(ratios, m.Slowdown/predicted)
+	}
+	return errs, ratios, nil
+}
+
+// quantile of an ascending list.
+func quantile(sorted []float64, q float64) float64 {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[int(q*float64(len(sorted)-1))]
+}
+
+func fit(set *profile.Set, runs *profile.Corun, kind string) (*profile.Interference, error) {
+	f := &profile.Interference{GPUType: runs.GPUType, Kind: kind, Source: runs.Source}
+	switch kind {
+	case Linear:
+		return f, fitLinear(f, set, runs)
+	case Anchored:
+		return f, fitAnchored(f, set, runs)
+	case Pairwise:
+		fitPairwise(f, runs)
+		return f, nil
+	}
+	return nil, fmt.Errorf("kind %q: expected %s, %s or %s", kind, Linear, Anchored, Pairwise)
+}
+
+// demandOf is what a running load asks of the GPU; an error where the profile does not say.
+func demandOf(set *profile.Set, gpuType string, r profile.Running) (profile.Demand, error) {
+	p, ok := set.Get(gpuType, r.Model)
+	if !ok || len(p.Demand) == 0 {
+		return profile.Demand{}, fmt.Errorf("profile of %s on %s: found no demand: expected measured utilisation (key \"demand\")", r.Model, gpuType)
+	}
+	return DemandOf(p, r.Share, r.Batch), nil
+}
+
+// fitLinear solves least squares over the paper's five features.
+func fitLinear(f *profile.Interference, set *profile.Set, runs *profile.Corun) error {
+	x := mat.NewDense(len(runs.Runs), 5, nil)
+	y := mat.NewVecDense(len(runs.Runs), nil)
+	for i, m := range runs.Runs {
+		self, err := demandOf(set, runs.GPUType, m.Self)
+		if err != nil {
+			return err
+		}
+		var other profile.Demand
+		for _, o := range m.Others {
+			d, err := demandOf(set, runs.GPUType, o)
+			if err != nil {
+				return err
+			}
+			other.L2, other.DRAM = other.L2+d.L2, other.DRAM+d.DRAM
+		}
+		x.SetRow(i, []float64{self.L2, other.L2, self.DRAM, other.DRAM, 1})
+		y.SetVec(i, m.Slowdown)
+	}
+	var c mat.VecDense
+	if err := c.SolveVec(x, y); err != nil {
+		return fmt.Errorf("linear interference: the measurements do not determine its constants: %w", err)
+	}
+	f.Features = LinearFeatures
+	f.Coefficients = slices.Clone(c.RawVector().Data)
+	return nil
+}
+
+// fitAnchored takes each load's median slowdown as its anchor and one slope over the neighbours'
+// DRAM utilisation for all, by least squares on the deviations from the medians.
+func fitAnchored(f *profile.Interference, set *profile.Set, runs *profile.Corun) error {
+	type seen struct{ slowdown, pressure []float64 }
+	by := map[profile.Running]*seen{}
+	for _, m := range runs.Runs {
+		pressure := 0.0
+		for _, o := range m.Others {
+			d, err := demandOf(set, runs.GPUType, o)
+			if err != nil {
+				return err
+			}
+			pressure += d.DRAM
+		}
+		if by[m.Self] == nil {
+			by[m.Self] = &seen{}
+		}
+		by[m.Self].slowdown = append(by[m.Self].slowdown, m.Slowdown)
+		by[m.Self].pressure = append(by[m.Self].pressure, pressure)
+	}
+	loads := make([]profile.Running, 0, len(by))
+	for r := range by {
+		loads = append(loads, r)
+	}
+	sort.Slice(loads, func(i, j int) bool { return label(loads[i]) < label(loads[j]) })
+	up, down := 0.0, 0.0
+	for _, r := range loads {
+		s, p := median(by[r].slowdown), median(by[r].pressure)
+		for i := range by[r].slowdown {
+			up += (by[r].pressure[i] - p) * (by[r].slowdown[i] - s)
+			down += (by[r].pressure[i] - p) * (by[r].pressure[i] - p)
+		}
+	}
+	gain := 0.0
+	if down > 0 {
+		gain = max(0, up/down)
+	}
+	f.Features, f.Coefficients = []string{"gain"}, []float64{gain}
+	for _, r := range loads {
+		f.Features = append(f.Features, label(r))
+		f.Coefficients = append(f.Coefficients, median(by[r].slowdown)-gain*median(by[r].pressure))
+	}
+	return nil
+}
+
+func label(r profile.Running) string { return fmt.Sprintf("base:%s:%d:%d", r.Model, r.Share, r.Batch) }
+
+func median(list []float64) float64 {
+	s := slices.Clone(list)
+	sort.Float64s(s)
+	n := len(s)
+	return (s[(n-1)/2] + s[n/2]) / 2
+}
+
+// pairwiseRounds is how often sensitivities and pressures are fitted to each other.
+const pairwiseRounds = 200
+
+// fitPairwise fits slowdown - 1 = sensitivity(self) x sum of pressure(other) x share/50 by
+// alternating least squares, starting from pressures of one.
+func fitPairwise(f *profile.Interference, runs *profile.Corun) {
+	sensitivity, pressure := map[string]float64{}, map[string]float64{}
+	for _, m := range runs.Runs {
+		sensitivity[m.Self.Model] = 0
+		for _, o := range m.Others {
+			pressure[o.Model] = 1
+		}
+	}
+	for range pairwiseRounds {
+		up, down := map[string]float64{}, map[string]float64{}
+		for _, m := range runs.Runs {
+			p := pressureOf(m, pressure)
+			up[m.Self.Model] += p * (m.Slowdown - 1)
+			down[m.Self.Model] += p * p
+		}
+		for name := range sensitivity {
+			sensitivity[name] = max(0, up[name]/max(down[name], 1e-12))
+		}
+		up, down = map[string]float64{}, map[string]float64{}
+		for _, m := range runs.Runs {
+			rest := m.Slowdown - 1 - sensitivity[m.Self.Model]*pressureOf(m, pressure)
+			for _, o := range m.Others {
+				w := sensitivity[m.Self.Model] * float64(o.Share) / 50
+				up[o.Model] += w * (rest + w*pressure[o.Model])
+				down[o.Model] += w * w
+			}
+		}
+		for name := range pressure {
+			if down[name] > 0 {
+				pressure[name] = max(0, up[name]/down[name])
+			}
+		}
+	}
+	for _, name := range sortedKeys(sensitivity) {
+		f.Features = append(f.Features, "sensitivity:"+name)
+		f.Coefficients = append(f.Coefficients, sensitivity[name])
+	}
+	for _, name := range sortedKeys(pressure) {
+		f.Features = append(f.Features, "pressure:"+name)
+		f.Coefficients = append(f.Coefficients, pressure[name])
+	}
+}
+
+func pressureOf(m profile.Measurement, pressure map[string]float64) float64 {
+	sum := 0.0
+	for _, o := range m.Others {
+		sum += pressure[o.Model] * float64(o.Share) / 50
+	}
+	return sum
+}
+
+func sortedKeys(m map[string]float64) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	return keys
+}
