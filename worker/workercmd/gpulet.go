@@ -49,7 +49,7 @@ func (c *gpuletConfig) Validate() error {
 	case c.Grace <= 0:
 		return fmt.Errorf("grace %v: expected more than 0", c.Grace)
 	}
-	return c.Engine.Validate()
+	return errors.Join(c.Telemetry.Validate(), c.Engine.Validate())
 }
 
 func newGpuletCommand() *cobra.Command {

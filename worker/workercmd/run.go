@@ -67,7 +67,7 @@ func (c *runConfig) Validate() error {
 	case c.ProfileBudget <= 0:
 		return fmt.Errorf("profile budget %v: expected more than 0", c.ProfileBudget)
 	}
-	return c.Engine.Validate()
+	return errors.Join(c.Telemetry.Validate(), c.Engine.Validate())
 }
 
 func newRunCommand() *cobra.Command {

@@ -2,6 +2,7 @@ package gpulet
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"time"
 
@@ -36,6 +37,8 @@ func startLoader(ctx context.Context, eng engine.Engine) *loader {
 
 func (l *loader) loop(ctx context.Context, eng engine.Engine) {
 	defer close(l.done)
+	// Loading runs the model to warm it up; LibTorch keeps threads for every thread that does.
+	runtime.LockOSThread()
 	for spec := range l.specs {
 		start := time.Now()
 		r := loaded{spec: spec}
