@@ -36,7 +36,7 @@ func startMeasuring(ctx context.Context, cfg Config, b Bus) *measuring {
 		default:
 		}
 	})
-	w := &measurer{profile: cfg.Profile, bus: b, log: cfg.Log, measured: map[string]*profile.Profile{}, published: map[string]bool{}}
+	w := &measurer{profile: cfg.Profile, bus: b, log: cfg.Log, measured: map[measured]*profile.Profile{}, published: map[measured]bool{}}
 	go func() {
 		defer close(m.done)
 		m.loop(ctx, w)
@@ -99,16 +99,20 @@ type measurer struct {
 	profile   func(context.Context, model.Model) (*profile.Profile, error)
 	bus       Bus
 	log       *slog.Logger
-	measured  map[string]*profile.Profile // by hash
-	published map[string]bool             // by hash
+	measured  map[measured]*profile.Profile
+	published map[measured]bool
 }
+
+// measured is what a profile is of: two models may have the same archive.
+type measured struct{ model, hash string }
 
 // measure measures what has not been, and returns why some could not be.
 func (w *measurer) measure(ctx context.Context, models map[string]resolved) map[string]string {
 	problems := map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(models)) {
 		r := models[name]
-		if r.problem != "" || w.measured[r.model.Hash] != nil || ctx.Err() != nil {
+		key := measured{name, r.model.Hash}
+		if r.problem != "" || w.measured[key] != nil || ctx.Err() != nil {
 			continue
 		}
 		m := r.model
@@ -121,21 +125,21 @@ func (w *measurer) measure(ctx context.Context, models map[string]resolved) map[
 			}
 			continue
 		}
-		w.measured[m.Hash] = p
+		w.measured[key] = p
 		w.log.Info("profile", "model", name, "gpu_type", p.GPUType, "points", len(p.Points), "took", time.Since(start).Round(time.Millisecond))
 	}
 	return problems
 }
 
 func (w *measurer) publish(ctx context.Context) error {
-	for hash, p := range w.measured {
-		if w.published[hash] {
+	for key, p := range w.measured {
+		if w.published[key] {
 			continue
 		}
 		if err := w.bus.PutProfile(ctx, *p); err != nil {
 			return err
 		}
-		w.published[hash] = true
+		w.published[key] = true
 	}
 	return nil
 }
