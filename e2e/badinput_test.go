@@ -55,7 +55,7 @@ func badOverHTTP(t *testing.T, s *harness.System) {
 		"wrong input":        {"double", tensor("z", "[1,4]", "FP32", "[1,2,3,4]"), nil, 400, []string{`"z"`, `"x"`}},
 		"no input":           {"double", `{"inputs":[]}`, nil, 400, []string{`"x"`}},
 		"NaN":                {"double", tensor("x", "[1,4]", "FP32", "[1,NaN,3,4]"), nil, 400, []string{"N"}},
-		"huge dimension":     {"double", tensor("x", "[4611686018427387904,4]", "FP32", "[1]"), nil, 400, []string{"x"}},
+		"huge dimension":     {"double", tensor("x", "[4611686018427387904,4]", "FP32", "[1]"), nil, 400, []string{"4611686018427387904", "too large"}},
 		"negative dimension": {"double", tensor("x", "[-1,4]", "FP32", "[1,2,3,4]"), nil, 400, []string{"-1"}},
 		"no JSON":            {"double", "inputs: none", nil, 400, nil},
 		"expired deadline":   {"double", goodJSON, []string{wire.HeaderDeadline, "1000000"}, 504, []string{"deadline"}},

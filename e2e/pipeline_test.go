@@ -204,7 +204,7 @@ func TestPlannerStatusShowsTheSystem(t *testing.T) {
 	if code != 0 || !strings.Contains(out, "double") || !strings.Contains(out, "cpu-") {
 		t.Errorf("planner status: exit %d\n%s", code, out)
 	}
-	code, out = harness.Run(t, "planner", nil, "status", "--json", "--nats-url", s.NATS, "--state-dir", s.StateDir, "--log-level", "error")
+	code, out = harness.Run(t, "planner", nil, "status", "--json", "--nats-url", s.NATS, "--state-dir", s.StateDir)
 	var doc map[string]any
 	if err := json.Unmarshal([]byte(out), &doc); err != nil || code != 0 {
 		t.Errorf("planner status --json: exit %d, %v\n%s", code, err, out)

@@ -14,9 +14,7 @@ import (
 
 // reportConfig is the configuration of loadgen report.
 type reportConfig struct {
-	// HTML and CSV are files to write; - is standard output.
-	HTML string `env:"HTML" usage:"file for the report as HTML (- for standard output)"`
-	CSV  string `env:"CSV" usage:"file for the figures of one run as CSV (- for standard output)"`
+	HTML, CSV string // files to write; - is standard output
 }
 
 func newReportCommand() *cobra.Command {
@@ -28,11 +26,9 @@ func newReportCommand() *cobra.Command {
   loadgen report before.json after.json --html compared.html`,
 		Args: cobra.MinimumNArgs(1),
 	}
-	cli.Bind(cmd, &cfg)
+	cmd.Flags().StringVar(&cfg.HTML, "html", "", "`file` for the report as HTML (- for standard output)")
+	cmd.Flags().StringVar(&cfg.CSV, "csv", "", "`file` for the figures of one run as CSV (- for standard output)")
 	cmd.RunE = func(cmd *cobra.Command, files []string) error {
-		if err := cli.Load(cmd, &cfg); err != nil {
-			return err
-		}
 		return showRuns(cfg, files, cmd.OutOrStdout())
 	}
 	return cmd

@@ -32,10 +32,9 @@ type runConfig struct {
 	// Strict and MinAccuracy make a run fail that would otherwise only report.
 	Strict      bool   `env:"STRICT" usage:"fail unless every request was answered ok"`
 	MinAccuracy string `env:"MIN_ACCURACY" usage:"fail when fewer of a model's labelled answers are right, as in 97%"`
-	// JSON, CSV and HTML are files to write; - is standard output.
-	JSON string `env:"JSON" usage:"file for the run's figures as JSON (- for standard output)"`
-	CSV  string `env:"CSV" usage:"file for the run's figures as CSV (- for standard output)"`
-	HTML string `env:"HTML" usage:"file for the run's report as HTML (- for standard output)"`
+	// JSON, CSV and HTML are files to write; - is standard output. They are flags only: one
+	// environment does not suit several runs.
+	JSON, CSV, HTML string
 
 	minAccuracy float64 // MinAccuracy, parsed
 }
@@ -90,6 +89,9 @@ A scenario:
     - {name: rush, duration: 20s}`,
 	}
 	cli.Bind(cmd, &cfg)
+	cmd.Flags().StringVar(&cfg.JSON, "json", "", "`file` for the run's figures as JSON (- for standard output)")
+	cmd.Flags().StringVar(&cfg.CSV, "csv", "", "`file` for the run's figures as CSV (- for standard output)")
+	cmd.Flags().StringVar(&cfg.HTML, "html", "", "`file` for the run's report as HTML (- for standard output)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := cli.Load(cmd, &cfg); err != nil {
 			return err

@@ -39,7 +39,7 @@ type searchConfig struct {
 	// Settle lets the planner adapt before a rate is measured.
 	Settle time.Duration `env:"SETTLE" envDefault:"15s" usage:"how long each rate is sent before it is measured; more than a planner's epoch"`
 	// JSON is where every step goes.
-	JSON string `env:"JSON" usage:"file for the answer and every step as JSON (- for standard output)"`
+	JSON string
 }
 
 // Validate checks what can be checked without the system.
@@ -73,6 +73,7 @@ Exit status: 0 when a rate was found, 1 when none was good or a run failed, 2 fo
   loadgen search --mix scen3 --violations 0.5% --step 20s --json peak.json`,
 	}
 	cli.Bind(cmd, &cfg)
+	cmd.Flags().StringVar(&cfg.JSON, "json", "", "`file` for the answer and every step as JSON (- for standard output)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := cli.Load(cmd, &cfg); err != nil {
 			return err
