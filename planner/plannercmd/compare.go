@@ -33,6 +33,9 @@ type compareConfig struct {
 	JSON       bool   `env:"JSON" envDefault:"false" usage:"print JSON"`
 }
 
+// closeCall is from which part of the GPUs on a scenario's bound is computed with full effort.
+const closeCall = 0.8
+
 // maxScenarios bounds a grid.
 const maxScenarios = 10_000_000
 
@@ -236,7 +239,9 @@ func (c *compareConfig) runOne(p *offlineProblem, rates map[string]float64, algo
 		o.gpus = append(o.gpus, res.Plan.GPUsUsed)
 	}
 	if c.Bound {
-		o.bound = pack.QuickBound(in)
+		if o.bound = pack.QuickBound(in); o.bound > closeCall*float64(len(in.GPUs)) {
+			o.bound = pack.Bound(in)
+		}
 	}
 	return o
 }

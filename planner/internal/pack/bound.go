@@ -26,41 +26,66 @@ import (
 //
 // With an interference that has not the form of problem.Pressure it leaves interference out. It is
 // +Inf when a model with a rate can run nowhere.
-func Bound(in problem.Input) float64 { return bound(in, boundIntervals, boundRounds) }
+func Bound(in problem.Input) float64 {
+	g, d, all := newBounding(&in)
+	if d == nil {
+		return math.Inf(1)
+	}
+	if len(d.models) == 0 {
+		return 0
+	}
+	lp := g.generate(*d, newPricer(g.env, d.models, all, bulkIntervals, g.fill.pays), all, bulkReach)
+	if lp == nil {
+		return math.Inf(1)
+	}
+	g.converge(lp, newPricer(g.env, d.models, all, boundIntervals, nil), all, proof, boundRounds)
+	return lp.bound
+}
 
-// QuickBound is Bound with less effort: as true, a little lower.
-func QuickBound(in problem.Input) float64 { return bound(in, quickIntervals, quickRounds) }
+// QuickBound is Bound at the prices that a search starts with: as true, some per cent lower.
+func QuickBound(in problem.Input) float64 {
+	g, d, all := newBounding(&in)
+	if d == nil {
+		return math.Inf(1)
+	}
+	if len(d.models) == 0 {
+		return 0
+	}
+	pricer := newPricer(g.env, d.models, all, quickIntervals, nil)
+	values := make([]float64, len(all))
+	for c := range all {
+		values[c], _ = pricer.price(c, d.price, proof)
+	}
+	worth := 0.0
+	for k := range d.models {
+		worth += d.price[k] * d.left[k]
+	}
+	return g.env.dual(worth, values)
+}
 
-func bound(in problem.Input, intervals, rounds int) float64 {
-	e := newEnv(&in)
+// newBounding prepares a search over all devices; no demand when some model can run nowhere.
+func newBounding(in *problem.Input) (*search, *demand, []int) {
+	e := newEnv(in)
 	g := newSearch(e, Options{Steps: -1})
-	s := newState(e)
 	for m := range e.models {
 		if e.models[m].rate > 0 && g.price[m] == 0 {
-			return math.Inf(1)
+			return g, nil, nil
 		}
 	}
 	all := make([]int, len(e.classes))
 	for c := range all {
 		all[c] = e.classes[c].count
 	}
-	d := g.demand(s, g.price)
-	if len(d.models) == 0 {
-		return 0
-	}
-	lp := g.generate(d, newPricer(e, d.models, all, bulkIntervals, g.fill.pays), all, bulkReach)
-	if lp == nil {
-		return math.Inf(1)
-	}
-	g.converge(lp, newPricer(e, d.models, all, intervals, nil), all, proof, rounds)
-	return lp.bound
+	d := g.demand(newState(e), g.price)
+	return g, &d, all
 }
 
 // Effort for a bound: into how many intervals the pressure on a GPU is divided, and how often the
 // prices of a plan's program are improved.
 const (
-	boundIntervals, boundRounds = 64, 20
-	quickIntervals, quickRounds = 24, 3
+	boundIntervals = 64
+	boundRounds    = 20
+	quickIntervals = 24
 )
 
 // proof is a reach that covers all intervals, without which prices prove nothing.

@@ -2,12 +2,17 @@ package pack
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 
 	"github.com/gpulet/gpulet/planner/internal/check"
 	"github.com/gpulet/gpulet/planner/internal/interference"
 	"github.com/gpulet/gpulet/planner/internal/problem"
+	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
@@ -51,108 +56,273 @@ func turing(t testing.TB, set *profile.Set, gpus int, rates map[string]float64, 
 	return in
 }
 
-func TestElasticServesAllNineModels(t *testing.T) {
+func mustBeSound(t testing.TB, in problem.Input, p plan.Plan) {
+	t.Helper()
+	for _, v := range check.Plan(in, p) {
+		t.Errorf("%s: %v", p.Algorithm, v)
+	}
+}
+
+func TestEveryAlgorithmServesAllNineModels(t *testing.T) {
 	set := shipped(t)
 	rates := map[string]float64{}
 	for m := range paperSLO {
-		rates[m] = 200
+		rates[m] = 100
 	}
 	in := turing(t, set, 4, rates, true)
-	res := Elastic(in, Options{})
-	for _, v := range check.Plan(in, res.Plan) {
-		t.Error(v)
-	}
-	if !check.Complete(res.Plan) {
-		t.Errorf("unserved %v: %v", res.Plan.Unserved, res.Reasons)
-	}
-	for _, g := range res.Plan.Gpulets {
-		fmt.Println(g)
+	for _, name := range Names() {
+		algorithm, err := ByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res := algorithm(in, Options{})
+		mustBeSound(t, in, res.Plan)
+		if name == "gpulet" && !check.Complete(res.Plan) {
+			t.Errorf("%s: unserved %v: %v", name, res.Plan.Unserved, res.Reasons)
+		}
 	}
 }
 
-func TestPeakRough(t *testing.T) {
-	set := shipped(t)
-	mixes := map[string]map[string]float64{
-		"game":    {"lenet": 6, "resnet50": 1},
-		"traffic": {"ssd-mobilenetv1": 1, "googlenet": 1, "vgg16": 1},
-		"scen1":   {"googlenet": 1, "bert": 1, "mnasnet1_0": 1, "mobilenet_v2": 1},
-		"scen2":   {"densenet161": 1, "vgg16": 1},
-		"scen3":   {"resnet50": 1, "vgg16": 1, "mobilenet_v2": 1},
-		"scen4":   {"ssd-mobilenetv1": 1, "mnasnet1_0": 1, "densenet161": 1},
-		"scen5":   {"lenet": 1, "ssd-mobilenetv1": 1, "vgg16": 1, "mnasnet1_0": 1},
+func TestUnknownAlgorithmNamesTheKnown(t *testing.T) {
+	_, err := ByName("best")
+	if want := `algorithm "best": expected one of elastic, even, gpulet, greedy, ideal, sbp`; err == nil || err.Error() != want {
+		t.Errorf("found %v: expected %s", err, want)
 	}
-	for _, name := range []string{"game", "traffic", "scen1", "scen2", "scen3", "scen4", "scen5"} {
-		line := name
-		for _, alg := range Names() {
-			lo, hi := 0.0, 8000.0
-			start := time.Now()
-			n := 0
-			for hi-lo > 5 {
-				mid := (lo + hi) / 2
-				rates := map[string]float64{}
-				for m, k := range mixes[name] {
-					rates[m] = k * mid
+}
+
+// randomInput draws a problem over the shipped profiles, heterogeneous and cramped now and then.
+func randomInput(t *rapid.T, set *profile.Set, predict problem.Interference) problem.Input {
+	in := problem.Input{Profiles: set, Buffer: rapid.SampledFrom([]float64{0, 1, 1.1, 1.5}).Draw(t, "buffer")}
+	types := rapid.SampledFrom([][]string{{"rtx2080ti"}, {"h100"}, {"rtx2080ti", "h100"}}).Draw(t, "types")
+	for i := range rapid.IntRange(0, 10).Draw(t, "gpus") {
+		g := problem.GPU{Host: fmt.Sprintf("h%d", i/3), Index: i % 3, Type: rapid.SampledFrom(types).Draw(t, "type")}
+		g.MemBytes = rapid.SampledFrom([]int64{0, 4 << 30, 11 << 30}).Draw(t, "mem")
+		g.Shares = rapid.SampledFrom([][]int{nil, {50, 100}, {20, 40, 60, 80, 100}, {100}}).Draw(t, "shares")
+		in.GPUs = append(in.GPUs, g)
+	}
+	names := rapid.Permutation(set.Models("rtx2080ti")).Draw(t, "models")
+	for _, name := range names[:rapid.IntRange(0, 9).Draw(t, "n")] {
+		in.Models = append(in.Models, problem.Model{
+			Name: name, SLO: time.Duration(rapid.IntRange(1, 300).Draw(t, "slo")) * time.Millisecond,
+			Rate:   rapid.SampledFrom([]float64{0, 0.01, 3, 50, 400, 2000, 1e5}).Draw(t, "rate"),
+			Weight: rapid.SampledFrom([]float64{0, 1, 10}).Draw(t, "weight"), MaxBatch: rapid.SampledFrom([]int{0, 1, 8}).Draw(t, "max_batch"),
+		})
+	}
+	if rapid.Bool().Draw(t, "interference") {
+		in.Interference = predict
+	}
+	in.MaxModels = rapid.SampledFrom([]int{0, 0, 1, 2}).Draw(t, "max_models")
+	in.ContextBytes = rapid.SampledFrom([]int64{0, 1 << 30}).Draw(t, "context")
+	return in
+}
+
+func TestPropertyNoPlanIsUnsoundAndPlansRepeat(t *testing.T) {
+	set := shipped(t)
+	predict, err := interference.New(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		in := randomInput(t, set, predict)
+		for _, name := range Names() {
+			algorithm, _ := ByName(name)
+			opt := Options{Steps: rapid.SampledFrom([]int{-1, 20, 100}).Draw(t, "steps")}
+			res := algorithm(in, opt)
+			for _, v := range check.Plan(in, res.Plan) {
+				t.Errorf("%s: %v", name, v)
+			}
+			for m := range res.Plan.Unserved {
+				if res.Reasons[m] == "" {
+					t.Errorf("%s: no reason why %s is not served", name, m)
 				}
-				in := turing(t, set, 4, rates, true)
-				for i := range in.Models {
-					switch {
-					case name == "game":
-						in.Models[i].SLO = 108 * time.Millisecond
-					case name == "traffic" && in.Models[i].Name == "ssd-mobilenetv1":
-						in.Models[i].SLO = 90 * time.Millisecond
-					case name == "traffic":
-						in.Models[i].SLO = 112 * time.Millisecond
+			}
+			if diff := cmp.Diff(res.Plan, algorithm(in, opt).Plan); diff != "" {
+				t.Errorf("%s: another plan for the same input:\n%s", name, diff)
+			}
+			if name == "gpulet" && check.Complete(res.Plan) {
+				if b := Bound(in); b > float64(res.Plan.GPUsUsed)*(1+1e-6) {
+					t.Errorf("bound %v exceeds the %d GPUs of a sound plan", b, res.Plan.GPUsUsed)
+				}
+			}
+		}
+	})
+}
+
+func TestPropertyKeepsNearTheCurrentPlan(t *testing.T) {
+	set := shipped(t)
+	predict, err := interference.New(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		in := randomInput(t, set, predict)
+		first := Gpulet(in, Options{Steps: 20}).Plan
+		first.Revision = 7
+		in.Current = &first
+		again := Gpulet(in, Options{Steps: 20})
+		for _, v := range check.Plan(in, again.Plan) {
+			t.Errorf("%v", v)
+		}
+		if moves := plan.Diff(first, again.Plan).Moves(); check.Complete(first) && moves > 0 && again.Plan.GPUsUsed >= first.GPUsUsed {
+			t.Errorf("%d moves though nothing changed", moves)
+		}
+	})
+}
+
+// plain has no neighbours' effect and one share, so that what fits can be counted by hand.
+func plain(t rapid.TB, ms map[int]float64) *profile.Set {
+	t.Helper()
+	set := &profile.Set{}
+	p := &profile.Profile{Model: "m", GPUType: "g"}
+	for _, batch := range []int{1, 2, 4, 8} {
+		if v, ok := ms[batch]; ok {
+			p.Points = append(p.Points, profile.Point{Share: 50, Batch: batch, P50Ms: v}, profile.Point{Share: 100, Batch: batch, P50Ms: v / 2})
+		}
+	}
+	if err := p.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	set.Add(p)
+	return set
+}
+
+// TestFindsWhatBruteForceFinds compares with every choice of shares and batches on tiny problems:
+// two gpu-lets of 50 % or one of 100 %, batches 1, 2, 4, 8, no interference.
+func TestFindsWhatBruteForceFinds(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		one := rapid.Float64Range(1, 20).Draw(t, "one")
+		ms := map[int]float64{1: one, 2: one * 1.5, 4: one * 2.2, 8: one * 4}
+		set := plain(t, ms)
+		slo := rapid.Float64Range(5, 100).Draw(t, "slo")
+		gpus := rapid.IntRange(1, 3).Draw(t, "gpus")
+		most := 0.0
+		for share, speed := range map[float64]float64{2: 1, 1: 2} { // gpu-lets per GPU, relative speed
+			best := 0.0
+			for batch := 1; batch <= 8; batch++ {
+				lo, hi := 1, 2
+				for _, b := range []int{1, 2, 4, 8} {
+					if b <= batch {
+						lo = b
 					}
 				}
-				a, _ := ByName(alg)
-				res := a(in, Options{})
-				n++
-				if v := check.Plan(in, res.Plan); len(v) > 0 {
-					t.Fatal(alg, v[0])
+				hi = min(8, lo*2)
+				v := ms[lo]
+				if hi > lo {
+					v += (ms[hi] - ms[lo]) * float64(batch-lo) / float64(hi-lo)
 				}
-				if check.Complete(res.Plan) {
-					lo = mid
-				} else {
-					hi = mid
+				if v /= speed; 2*v <= slo {
+					best = max(best, float64(batch)*1000/v)
 				}
 			}
-			line += fmt.Sprintf("  %s %.0f (%.1f ms)", alg, lo, float64(time.Since(start).Microseconds())/1000/float64(n))
+			most = max(most, share*best*float64(gpus))
 		}
-		fmt.Println(line)
+		for _, factor := range []float64{0.99, 1.01} {
+			in := problem.Input{Profiles: set, Models: []problem.Model{{Name: "m", SLO: time.Duration(slo * 1e6), Rate: most * factor}}}
+			for i := range gpus {
+				in.GPUs = append(in.GPUs, problem.GPU{Host: "h", Index: i, Type: "g", Shares: []int{50, 100}})
+			}
+			if most == 0 {
+				in.Models[0].Rate = 1
+			}
+			served := check.Complete(Gpulet(in, Options{}).Plan)
+			if want := most > 0 && factor < 1; served != want {
+				t.Fatalf("rate %v of at most %v on %d GPUs, SLO %v ms: served %v", in.Models[0].Rate, most, gpus, slo, served)
+			}
+		}
+	})
+}
+
+func TestRateBelowAnAcceptedOneIsAccepted(t *testing.T) {
+	set := shipped(t)
+	mix := map[string]float64{"resnet50": 1, "vgg16": 0.4, "lenet": 3, "densenet161": 0.3}
+	accepts := func(scale float64) bool {
+		rates := map[string]float64{}
+		for m, part := range mix {
+			rates[m] = part * scale
+		}
+		return check.Complete(Gpulet(turing(t, set, 2, rates, true), Options{}).Plan)
+	}
+	refused := 0.0
+	for scale := 1000.0; scale > 0; scale -= 37 {
+		switch ok := accepts(scale); {
+		case !ok:
+			refused = scale
+		case refused > 0 && refused < scale:
+			t.Errorf("refuses %v but accepts %v", refused, scale)
+		}
+		if !accepts(scale) && scale < refused {
+			t.Errorf("refuses %v", scale)
+		}
 	}
 }
 
-func TestBoundRough(t *testing.T) {
+func TestShedsByWeight(t *testing.T) {
 	set := shipped(t)
-	mixes := map[string]map[string]float64{
-		"game":    {"lenet": 6, "resnet50": 1},
-		"traffic": {"ssd-mobilenetv1": 1, "googlenet": 1, "vgg16": 1},
-		"scen1":   {"googlenet": 1, "bert": 1, "mnasnet1_0": 1, "mobilenet_v2": 1},
-		"scen2":   {"densenet161": 1, "vgg16": 1},
-		"scen3":   {"resnet50": 1, "vgg16": 1, "mobilenet_v2": 1},
-		"scen4":   {"ssd-mobilenetv1": 1, "mnasnet1_0": 1, "densenet161": 1},
-		"scen5":   {"lenet": 1, "ssd-mobilenetv1": 1, "vgg16": 1, "mnasnet1_0": 1},
+	in := turing(t, set, 1, map[string]float64{"resnet50": 1500, "vgg16": 900}, true)
+	for i := range in.Models {
+		if in.Models[i].Name == "vgg16" {
+			in.Models[i].Weight = 100
+		}
 	}
-	for _, interfere := range []bool{true, false} {
-		for _, name := range []string{"game", "traffic", "scen1", "scen2", "scen3", "scen4", "scen5"} {
-			rates := map[string]float64{}
-			for m, k := range mixes[name] {
-				rates[m] = k * 1000
-			}
-			in := turing(t, set, 4, rates, interfere)
-			for i := range in.Models {
-				switch {
-				case name == "game":
-					in.Models[i].SLO = 108 * time.Millisecond
-				case name == "traffic" && in.Models[i].Name == "ssd-mobilenetv1":
-					in.Models[i].SLO = 90 * time.Millisecond
-				case name == "traffic":
-					in.Models[i].SLO = 112 * time.Millisecond
-				}
-			}
-			start := time.Now()
-			b := Bound(in)
-			fmt.Printf("%s interference %v: bound %.0f (%v)\n", name, interfere, 1000*4/b, time.Since(start))
+	res := Gpulet(in, Options{})
+	mustBeSound(t, in, res.Plan)
+	if res.Plan.Unserved["resnet50"] < 1400 {
+		t.Errorf("unserved %v: expected the GPU to go to vgg16, whose requests are worth a hundred times as much", res.Plan.Unserved)
+	}
+	if res.Plan.DesiredGPUs < 2 {
+		t.Errorf("desired_gpus %d: expected more than the one GPU there is", res.Plan.DesiredGPUs)
+	}
+}
+
+func TestReasonNamesTheLeastPossibleSLO(t *testing.T) {
+	set := shipped(t)
+	in := turing(t, set, 1, map[string]float64{"resnet50": 1}, false)
+	in.Models[0].SLO = 10 * time.Millisecond
+	res := Gpulet(in, Options{})
+	want := "SLO 10 ms: the fastest batch of one takes 8.062 ms, and a request may wait for one before its own: 16.12 ms is the least SLO possible"
+	if got := res.Reasons["resnet50"]; got != want {
+		t.Errorf("reason %q\nexpected %q", got, want)
+	}
+}
+
+func TestSpreadsAModelOverGPUs(t *testing.T) {
+	set := shipped(t)
+	in := turing(t, set, 2, map[string]float64{"resnet50": 400, "googlenet": 1100, "ssd-mobilenetv1": 480, "mobilenet_v2": 1100}, true)
+	res := Gpulet(in, Options{})
+	mustBeSound(t, in, res.Plan)
+	if res.Plan.GPUsUsed < 2 {
+		t.Skip("one GPU does")
+	}
+	gpus := map[string][]int{}
+	for _, g := range res.Plan.Gpulets {
+		for _, a := range g.Models {
+			gpus[a.Model] = append(gpus[a.Model], g.GPU)
+		}
+	}
+	for m, list := range gpus {
+		if len(list) > 1 && len(slices.Compact(list)) == 1 {
+			t.Logf("%s has %d gpu-lets on one GPU", m, len(list))
+		}
+	}
+	if len(slices.Compact(gpus["resnet50"])) == 1 && len(gpus["resnet50"]) > 1 {
+		t.Errorf("resnet50 is on one GPU only: %v", gpus["resnet50"])
+	}
+}
+
+func TestExplainSpeaksOfEveryAssignment(t *testing.T) {
+	set := shipped(t)
+	in := turing(t, set, 2, map[string]float64{"resnet50": 300, "lenet": 50, "bert": 5}, true)
+	res := Gpulet(in, Options{Explain: true})
+	n := 0
+	for _, g := range res.Plan.Gpulets {
+		n += len(g.Models)
+	}
+	if len(res.Explain) != n {
+		t.Fatalf("%d notes: expected %d", len(res.Explain), n)
+	}
+	for _, note := range res.Explain {
+		if note.Chosen == "" || len(note.Rejected) == 0 {
+			t.Errorf("empty note %+v", note)
 		}
 	}
 }
