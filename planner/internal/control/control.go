@@ -116,12 +116,18 @@ func (p *Planner) Run(ctx context.Context) error {
 			if !ok {
 				return ended(ctx, "hosts")
 			}
-			p.state.Hosts = h
+			grown := devices(h) != devices(p.state.Hosts)
+			if p.state.Hosts = h; grown {
+				p.step(ctx, time.Now())
+			}
 		case m, ok := <-profiles:
 			if !ok {
 				return ended(ctx, "profiles")
 			}
-			p.state.Measured = m
+			grown := len(m) != len(p.state.Measured)
+			if p.state.Measured = m; grown {
+				p.step(ctx, time.Now())
+			}
 		case <-p.reconnected:
 			p.queues = queues{} // a server that came back may have lost what was in memory
 			p.prepare(ctx)
@@ -129,6 +135,14 @@ func (p *Planner) Run(ctx context.Context) error {
 			p.step(ctx, now)
 		}
 	}
+}
+
+// devices counts devices: a cheap sign that hosts came or went between two looks.
+func devices(hosts []plan.HostReport) (n int) {
+	for _, h := range hosts {
+		n += len(h.Devices)
+	}
+	return n
 }
 
 // ended is what a watch that has ended means: the end of ctx, or a bus that was closed.

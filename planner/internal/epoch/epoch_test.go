@@ -556,8 +556,10 @@ func TestScheduleBacksOffWhenNothingBetterIsFound(t *testing.T) {
 }
 
 func TestQueueSizesFollowRateAndTimeout(t *testing.T) {
-	m := model.Model{Config: model.Config{Name: "m", Timeout: 2 * time.Second,
-		Inputs: []tensor.Spec{{Name: "x", DType: tensor.FP32, Shape: []int64{3, 224, 224}}}}}
+	m := model.Model{Config: model.Config{
+		Name: "m", Timeout: 2 * time.Second,
+		Inputs: []tensor.Spec{{Name: "x", DType: tensor.FP32, Shape: []int64{3, 224, 224}}},
+	}}
 	q := QueueFor(m, plan.Plan{}, 1000, 8<<20)
 	if q.MaxMsgs != 4096 || q.MaxBytes != 512<<20 || q.AckWait != time.Second || q.MaxAge < m.Timeout {
 		t.Errorf("queue %+v", q)

@@ -5,8 +5,9 @@ import "time"
 // Schedule says when to decide: every Epoch, and earlier when something cannot wait.
 type Schedule struct {
 	Epoch time.Duration
-	// MinGap is the least time between a decision and one that cannot wait. While decisions made
-	// for traffic's sake find nothing better, it doubles, up to Epoch.
+	// MinGap is the least time between a decision and one that traffic makes necessary. While such
+	// decisions find nothing better, it doubles, up to Epoch. Other devices, models or profiles wait
+	// for a quarter of it, so that several that come together are planned for together.
 	MinGap time.Duration
 
 	at   time.Time // of the last decision; zero: none, or it has to be made again
@@ -22,11 +23,11 @@ func (s *Schedule) Due(now time.Time, st State) (cause, reason string, due bool)
 		return First, "nothing was decided yet", true
 	case since >= s.Epoch:
 		return "timer", "an epoch has passed", true
-	case since < s.MinGap:
+	case since < s.MinGap/4:
 		return "", "", false
 	}
 	cause, reason, changed := Urgent(st, s.seen)
-	if cause == "" || !changed && since < s.gap {
+	if cause == "" || !changed && since < max(s.gap, s.MinGap) {
 		return "", "", false
 	}
 	return cause, reason, true

@@ -17,9 +17,15 @@ var paperSLOs = []struct {
 	name string
 	slo  time.Duration
 }{
-	{"bert", 22 * time.Millisecond}, {"densenet161", 202 * time.Millisecond}, {"googlenet", 66 * time.Millisecond},
-	{"lenet", 5 * time.Millisecond}, {"mnasnet1_0", 62 * time.Millisecond}, {"mobilenet_v2", 64 * time.Millisecond},
-	{"resnet50", 108 * time.Millisecond}, {"ssd-mobilenetv1", 202 * time.Millisecond}, {"vgg16", 142 * time.Millisecond},
+	{"bert", 22 * time.Millisecond},
+	{"densenet161", 202 * time.Millisecond},
+	{"googlenet", 66 * time.Millisecond},
+	{"lenet", 5 * time.Millisecond},
+	{"mnasnet1_0", 62 * time.Millisecond},
+	{"mobilenet_v2", 64 * time.Millisecond},
+	{"resnet50", 108 * time.Millisecond},
+	{"ssd-mobilenetv1", 202 * time.Millisecond},
+	{"vgg16", 142 * time.Millisecond},
 }
 
 func paperModel(name string) model.Model {
@@ -60,8 +66,8 @@ func randomConfig(rng *rand.Rand, b bench, algorithm string) Config {
 // whatever the model.
 func TestAcceptedPlansKeepTheirSLOs(t *testing.T) {
 	plans := 200
-	if testing.Short() {
-		plans = 20
+	if shortened || testing.Short() {
+		plans = 50
 	}
 	b := loadBench(t)
 	rng := rand.New(rand.NewPCG(14, 0))

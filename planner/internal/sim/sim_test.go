@@ -124,8 +124,8 @@ func steering(t testing.TB, b bench, algorithm string) *Steering {
 // SLO, and gpulet takes at most 0.9 times the GPU seconds of elastic partitioning.
 func TestFig14Trace(t *testing.T) {
 	length := 3200 * time.Second
-	if testing.Short() {
-		length = 400 * time.Second
+	if shortened || testing.Short() {
+		length = 600 * time.Second
 	}
 	b := loadBench(t)
 	gpuSeconds := map[string]float64{}
@@ -333,7 +333,8 @@ func TestEveryRequestHasOneEnd(t *testing.T) {
 func TestSourcesKeepTheirMeanRate(t *testing.T) {
 	ramp := []Point{{0, 100}, {100 * time.Second, 300}}
 	for _, tr := range []Traffic{
-		{Pattern: Poisson, Trace: ramp}, {Pattern: Uniform, Trace: ramp},
+		{Pattern: Poisson, Trace: ramp},
+		{Pattern: Uniform, Trace: ramp},
 		{Pattern: MMPP, Trace: ramp, Burst: 1.5, Sojourn: 200 * time.Millisecond},
 	} {
 		s, n := newSource(tr, 1, 0), 0
@@ -410,8 +411,8 @@ func TestBadScenariosAreRefused(t *testing.T) {
 		"duration":                              "found 0 values",
 		"steer algorithm=best":                  "expected one of",
 		"interference maybe":                    "expected on or off",
-		"duration 1s\ngpus x:1\nmodel a slo=1s":      "trace: no point",
-		"duration 1s\ngpus x:1\nmodel a rate=1":      "slo 0s: must be positive",
+		"duration 1s\ngpus x:1\nmodel a slo=1s": "trace: no point",
+		"duration 1s\ngpus x:1\nmodel a rate=1": "slo 0s: must be positive",
 		"model a slo=1s trace=1s:2,x:3":         `found "x:3"`,
 	} {
 		if _, err := ParseScenario("f.txt", text, &profile.Set{}, nil); err == nil || !strings.Contains(err.Error(), want) {
