@@ -196,16 +196,16 @@ await_models() {
 	done
 }
 
-client() { "bin/$1" "${@:2}" --nats-url "$nats" --state-dir "$state" --log-level warn; }
+client() { "bin/$1" "${@:2}" --nats-url "$nats" --state-dir "$state"; }
 
 show_plan() {
 	step "the plan"
-	client planner status
+	client planner status || fail "planner status failed"
 }
 
 send_load() {
 	step "Poisson load for $seconds s: $rates"
-	client loadgen run --models "$repository" --rates "$rates" --duration "${seconds}s" --strict --min-accuracy 97% \
+	client loadgen run --log-level warn --models "$repository" --rates "$rates" --duration "${seconds}s" --strict --min-accuracy 97% \
 		--json "$dir/run.json" --html "$dir/run.html" || return
 	printf 'every request was answered, and the digits were read right; %s/run.html shows more\n' "$dir"
 }

@@ -30,7 +30,7 @@ func (r Run) WriteTable(w io.Writer) error {
 	}
 	r.phases(&b)
 	if !r.Total.KeptUp() {
-		fmt.Fprintf(&b, "this client did not keep up: %d of %d sends were more than %v late (p99 %.1f ms, worst %.1f ms)\n",
+		fmt.Fprintf(&b, "this client was late itself: %d of %d sends left more than %v after their time (p99 %.1f ms, worst %.1f ms); latencies include that\n",
 			r.Total.Late, r.Total.Sent, LateAfter, r.Total.SendLagP99Ms, r.Total.SendLagMaxMs)
 	}
 	_, err := io.WriteString(w, b.String())
