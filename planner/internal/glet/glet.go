@@ -149,7 +149,8 @@ func number(text, what string, lo, hi float64) (float64, error) {
 }
 
 // Percentile99 is the rate that glet plans for: one more than the 99th percentile of a Poisson
-// distribution with the rate as its mean, which it sums up from 1; above 550, a tenth more. 0 stays 0.
+// distribution with the rate as its mean, which it sums up from 1; above 550, a tenth more. 0 stays
+// 0. For rates below 5 that sum never gets to 99 % and glet never returns: here it starts from 0.
 func Percentile99(rate float64) float64 {
 	mean := math.Floor(rate)
 	if mean <= 0 {
@@ -159,6 +160,9 @@ func Percentile99(rate float64) float64 {
 		return math.Floor(mean * 1.1)
 	}
 	p, sum := math.Exp(-mean), 0.0
+	if 1-p < 0.99 {
+		sum = p
+	}
 	for k := 1.0; ; k++ {
 		p *= mean / k
 		if sum += p; sum >= 0.99 || k > 10*mean+50 {

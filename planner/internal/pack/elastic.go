@@ -23,7 +23,7 @@ func Elastic(in problem.Input, opt Options) Result {
 		return originalElastic(in, opt)
 	}
 	e := newEnv(&in)
-	return e.elastic("elastic", elasticRules{})
+	return e.elastic(elasticRules{}).result("elastic")
 }
 
 // elasticRules vary elastic partitioning.
@@ -33,7 +33,7 @@ type elasticRules struct {
 }
 
 // elastic adds GPUs until everything fits, and otherwise keeps what serves most.
-func (e *env) elastic(name string, rules elasticRules) Result {
+func (e *env) elastic(rules elasticRules) *state {
 	order := e.byDemand()
 	var best *state
 	for n := e.fewest(); ; n += max(1, n/64) {
@@ -49,7 +49,7 @@ func (e *env) elastic(name string, rules elasticRules) Result {
 			break
 		}
 	}
-	return best.result(name)
+	return best
 }
 
 // byDemand orders models as the prototype does, by rate x SLO, the largest first.

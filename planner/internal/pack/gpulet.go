@@ -95,7 +95,33 @@ func (g *search) retry(s *state) *state {
 	if g.repair(s, g.budget/2, g.lack) {
 		return s
 	}
+	if other := g.baselines(); other != nil {
+		return other
+	}
 	return g.shed(s)
+}
+
+// baselinesUpTo is the largest fleet on which the baselines are asked when the search has failed.
+const baselinesUpTo = 8
+
+// baselines asks the other algorithms, so that whatever one of them serves is served; nil when none
+// serves everything.
+func (g *search) baselines() *state {
+	if len(g.env.gpus) > baselinesUpTo {
+		return nil
+	}
+	for _, ask := range []func() *state{
+		func() *state { return g.env.squishy(50, 2) },
+		func() *state { return g.env.squishy(100, 1) },
+		func() *state { return g.env.elastic(elasticRules{}) },
+		func() *state { return g.env.elastic(elasticRules{noTemporal: true, wholeFit: true}) },
+		g.env.ideal,
+	} {
+		if s := ask(); s.complete() {
+			return s
+		}
+	}
+	return nil
 }
 
 // nothingFits reports whether some model with a rate can run nowhere, so that no search helps.

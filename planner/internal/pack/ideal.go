@@ -19,7 +19,10 @@ const idealLimit = 20000
 // orders of demand on the gpu-lets that are there. It is limited to those splits, so it is no
 // bound for an algorithm that is not.
 func Ideal(in problem.Input, _ Options) Result {
-	e := newEnv(&in)
+	return newEnv(&in).ideal().result("ideal")
+}
+
+func (e *env) ideal() *state {
 	var best *state
 	e.eachSplit(func(cut [][]int) bool {
 		for _, order := range e.bothOrders() {
@@ -38,7 +41,7 @@ func Ideal(in problem.Input, _ Options) Result {
 	if best == nil {
 		best = newState(e)
 	}
-	return best.result("ideal")
+	return best
 }
 
 func better(a, b *state) bool {

@@ -20,20 +20,20 @@ func init() {
 // in time, the fullest first.
 func SBP(in problem.Input, _ Options) Result {
 	e := newEnv(&in)
-	return e.squishy("sbp", 100, 1)
+	return e.squishy(100, 1).result("sbp")
 }
 
 // Even is SBP on GPUs that are cut into halves.
 func Even(in problem.Input, _ Options) Result {
 	e := newEnv(&in)
-	return e.squishy("even", 50, 2)
+	return e.squishy(50, 2).result("even")
 }
 
 // Greedy gives each model the smallest share that carries its rate, where it fits best, and never
 // shares a gpu-let in time.
 func Greedy(in problem.Input, _ Options) Result {
 	e := newEnv(&in)
-	return e.elastic("greedy", elasticRules{noTemporal: true, wholeFit: true})
+	return e.elastic(elasticRules{noTemporal: true, wholeFit: true}).result("greedy")
 }
 
 // bin is a gpu-let of squishy bin packing, before it has a place.
@@ -45,7 +45,7 @@ type bin struct {
 }
 
 // squishy packs into gpu-lets of one share, perGPU of them on a GPU, class after class.
-func (e *env) squishy(name string, share, perGPU int) Result {
+func (e *env) squishy(share, perGPU int) *state {
 	s := newState(e)
 	for c := range e.classes {
 		si := slices.Index(e.classes[c].shares, share)
@@ -61,7 +61,7 @@ func (e *env) squishy(name string, share, perGPU int) Result {
 		bins = append(bins, e.squish(rest, perGPU > 1)...)
 		s.placeBins(c, bins, perGPU)
 	}
-	return s.result(name)
+	return s
 }
 
 // saturate gives m whole bins while its rate fills them, and at most one bin for the residue.

@@ -1,0 +1,181 @@
+package interference
+
+import (
+	"math"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/gpulet/gpulet/planner/internal/problem"
+	"github.com/gpulet/gpulet/shared/profile"
+)
+
+func shipped(t *testing.T) *profile.Set {
+	t.Helper()
+	set, problems := profile.LoadDir("../../../profiles")
+	for _, err := range problems {
+		t.Fatal(err)
+	}
+	return set
+}
+
+func predictor(t *testing.T, set *profile.Set) *Set {
+	t.Helper()
+	s, err := New(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestLinearIsThePapersFormula computes one pair by hand from the published constants.
+func TestLinearIsThePapersFormula(t *testing.T) {
+	s := predictor(t, shipped(t))
+	self := problem.Load{Model: "resnet50", Share: 40, Batch: 32}
+	other := problem.Load{Model: "bert", Share: 60, Batch: 16}
+	want := 0.11290838746224496*0.2819*0.4 + 0.7159598718755424*0.1801*0.6 + 0.35486591956022895*0.6227*0.4 + 0.0882038259888065*0.3441*0.6 + 0.8953693917277343
+	if got := s.Slowdown("rtx2080ti", self, [][]problem.Load{{other}}); math.Abs(got-want) > 1e-9 {
+		t.Errorf("slowdown %v: expected %v", got, want)
+	}
+}
+
+func randomLoads(t *rapid.T, models []string) [][]problem.Load {
+	var out [][]problem.Load
+	for range rapid.IntRange(1, 4).Draw(t, "neighbours") {
+		var loads []problem.Load
+		for range rapid.IntRange(1, 3).Draw(t, "loads") {
+			loads = append(loads, problem.Load{Model: rapid.SampledFrom(models).Draw(t, "model"), Share: rapid.IntRange(1, 60).Draw(t, "share"), Batch: rapid.IntRange(1, 40).Draw(t, "batch")})
+		}
+		out = append(out, loads)
+	}
+	return out
+}
+
+func TestPropertyNeighboursNeverHelpAndCouplingsAgree(t *testing.T) {
+	set := shipped(t)
+	s := predictor(t, set)
+	rapid.Check(t, func(t *rapid.T) {
+		gpu := rapid.SampledFrom([]string{"rtx2080ti", "h100", "cpu-unknown"}).Draw(t, "gpu")
+		models := append(set.Models("rtx2080ti"), "never-seen")
+		self := problem.Load{Model: rapid.SampledFrom(models).Draw(t, "self"), Share: rapid.IntRange(1, 99).Draw(t, "share"), Batch: rapid.IntRange(1, 32).Draw(t, "batch")}
+		loads := randomLoads(t, models)
+		all := s.Slowdown(gpu, self, loads)
+		if all < 1 {
+			t.Errorf("slowdown %v below 1", all)
+		}
+		if fewer := s.Slowdown(gpu, self, loads[1:]); len(loads) > 1 && fewer > all+1e-9 {
+			t.Errorf("%v with fewer neighbours, %v with all", fewer, all)
+		}
+		pressure := 0.0
+		for _, n := range loads {
+			worst := 0.0
+			for _, l := range n {
+				worst = max(worst, s.Couplings(gpu, l.Model, l.Share, l.Batch)[l.Batch-1].Emit)
+			}
+			pressure += worst
+		}
+		c := s.Couplings(gpu, self.Model, self.Share, self.Batch)[self.Batch-1]
+		if want := max(1, c.Base+c.Gain*pressure); math.Abs(all-want) > 1e-9 {
+			t.Errorf("slowdown %v, by couplings %v", all, want)
+		}
+	})
+}
+
+func TestDefaultIsTheWorstMeasuredPair(t *testing.T) {
+	s := predictor(t, &profile.Set{})
+	half := problem.Load{Model: "x", Share: 50, Batch: 1}
+	if got := s.Slowdown("new", half, [][]problem.Load{{half}}); math.Abs(got-1.45) > 1e-9 {
+		t.Errorf("slowdown %v: expected 1.45", got)
+	}
+	worst := 0.0
+	runs, _ := shipped(t).Corun("h100")
+	for _, m := range runs.Runs {
+		worst = max(worst, m.Slowdown)
+	}
+	if worst > 1.45 {
+		t.Errorf("a measured pair slows down by %v: the default promises at most 1.45", worst)
+	}
+}
+
+// TestFitRecoversWhatItWasMadeFrom makes co-runs with known constants.
+func TestFitRecoversWhatItWasMadeFrom(t *testing.T) {
+	set := &profile.Set{}
+	names := []string{"a", "b", "c", "d"}
+	for i, name := range names {
+		p := &profile.Profile{Model: name, GPUType: "g"}
+		for _, share := range []int{20, 50, 80} {
+			for _, batch := range []int{1, 8} {
+				d := profile.Demand{Share: share, Batch: batch, L2: 0.1 + 0.05*float64(i) + 0.01*float64(batch)*float64(share)/100, DRAM: 0.1 + 0.1*float64(i) + 0.02*float64(batch)}
+				p.Demand = append(p.Demand, d)
+			}
+		}
+		set.Add(p)
+	}
+	var runs []profile.Measurement
+	for _, a := range names {
+		for _, b := range names {
+			for _, share := range []int{20, 50, 80} {
+				for _, batch := range []int{1, 8} {
+					for _, co := range []int{1, 8} {
+						m := profile.Measurement{Self: profile.Running{Model: a, Share: share, Batch: batch}, Others: []profile.Running{{Model: b, Share: 100 - share, Batch: co}}}
+						self, _ := demandOf(set, "g", m.Self)
+						other, _ := demandOf(set, "g", m.Others[0])
+						m.Slowdown = 0.2*self.L2 + 0.5*other.L2 + 0.3*self.DRAM + 0.1*other.DRAM + 1
+						runs = append(runs, m)
+					}
+				}
+			}
+		}
+	}
+	f, err := Fit(set, &profile.Corun{GPUType: "g", Runs: runs}, Linear)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.HeldOut.Max > 1e-6 {
+		t.Errorf("held-out error %+v: expected none", f.HeldOut)
+	}
+	for i, want := range []float64{0.2, 0.5, 0.3, 0.1, 1} {
+		if math.Abs(f.Coefficients[i]-want) > 1e-6 {
+			t.Errorf("%s = %v: expected %v", f.Features[i], f.Coefficients[i], want)
+		}
+	}
+	if a, err := Fit(set, &profile.Corun{GPUType: "g", Runs: runs}, Anchored); err != nil || a.HeldOut.P90 > 0.05 {
+		t.Errorf("anchored %+v, %v: expected a held-out error below 5 %%", a.HeldOut, err)
+	}
+}
+
+func TestShippedH100FitIsWithinThreePercent(t *testing.T) {
+	set := shipped(t)
+	runs, _ := set.Corun("h100")
+	fitted, _ := set.Interference("h100")
+	e, err := Error(set, fitted, runs)
+	if err != nil || e.P90 > 0.035 {
+		t.Errorf("error %+v, %v", e, err)
+	}
+	if held, err := Fit(set, runs, Pairwise); err != nil || held.HeldOut.P90 > 0.05 {
+		t.Errorf("held-out error %+v, %v", held.HeldOut, err)
+	}
+}
+
+func TestBrokenFitsSayWhatIsWrong(t *testing.T) {
+	for _, c := range []struct {
+		f    profile.Interference
+		want string
+	}{
+		{profile.Interference{Kind: "magic"}, `key "kind": found "magic": expected linear, anchored, pairwise`},
+		{profile.Interference{Kind: Linear, Features: []string{"x"}, Coefficients: []float64{1}}, `key "features": found [x]`},
+		{profile.Interference{Kind: Anchored, Features: []string{"base:m:0:1"}, Coefficients: []float64{1}}, "expected a share of 1..100"},
+		{profile.Interference{Kind: Anchored, Features: []string{"gain"}, Coefficients: []float64{1}}, "found no base"},
+		{profile.Interference{Kind: Pairwise, Features: []string{"pressure:m"}, Coefficients: []float64{-1}}, "not negative"},
+		{profile.Interference{Kind: Pairwise, Features: []string{"pressure:m"}, Coefficients: []float64{1}}, "expected both"},
+	} {
+		set := &profile.Set{}
+		set.Add(&profile.Profile{Model: "m", GPUType: "g"})
+		c.f.GPUType = "g"
+		set.AddInterference(&c.f)
+		if _, err := New(set); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("error %v\nexpected %q", err, c.want)
+		}
+	}
+}
