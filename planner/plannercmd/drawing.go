@@ -31,7 +31,7 @@ func planTable(p plan.Plan) string {
 }
 
 // drawingWidth is the width of a whole GPU, in characters.
-const drawingWidth = 60
+const drawingWidth = 90
 
 // maxDrawn bounds how many GPUs are drawn.
 const maxDrawn = 32

@@ -94,7 +94,7 @@ func TestUnknownAlgorithmNamesTheKnown(t *testing.T) {
 func randomInput(t *rapid.T, set *profile.Set, predict problem.Interference) problem.Input {
 	in := problem.Input{Profiles: set, Buffer: rapid.SampledFrom([]float64{0, 1, 1.1, 1.5}).Draw(t, "buffer")}
 	types := rapid.SampledFrom([][]string{{"rtx2080ti"}, {"h100"}, {"rtx2080ti", "h100"}}).Draw(t, "types")
-	for i := range rapid.IntRange(0, 10).Draw(t, "gpus") {
+	for i := range rapid.IntRange(0, 5).Draw(t, "gpus") {
 		g := problem.GPU{Host: fmt.Sprintf("h%d", i/3), Index: i % 3, Type: rapid.SampledFrom(types).Draw(t, "type")}
 		g.MemBytes = rapid.SampledFrom([]int64{0, 4 << 30, 11 << 30}).Draw(t, "mem")
 		g.Shares = rapid.SampledFrom([][]int{nil, {50, 100}, {20, 40, 60, 80, 100}, {100}}).Draw(t, "shares")
