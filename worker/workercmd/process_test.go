@@ -164,22 +164,25 @@ func (s *site) receive(rep bus.Reply) {
 // send sends n requests to the model.
 func (s *site) send(mdl string, n int) {
 	s.t.Helper()
+	for range n {
+		if err := s.sendOne(mdl); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+func (s *site) sendOne(mdl string) error {
 	body, err := wire.EncodeRequest(wire.TypeMsgpack, wire.Request{Inputs: []tensor.Tensor{
 		{Name: "x", DType: tensor.FP32, Shape: []int64{1, 4}, Data: make([]byte, 16)},
 	}})
 	if err != nil {
-		s.t.Fatal(err)
+		return err
 	}
-	for range n {
-		s.mu.Lock()
-		s.sent++
-		id := fmt.Sprintf("%s-%d", mdl, s.sent)
-		s.mu.Unlock()
-		m := &bus.Message{Model: mdl, RequestID: id, ReplyTo: s.inbox.Address(id), Body: body}
-		if err := s.client.Publish(s.t.Context(), m); err != nil {
-			s.t.Fatal(err)
-		}
-	}
+	s.mu.Lock()
+	s.sent++
+	id := fmt.Sprintf("%s-%d", mdl, s.sent)
+	s.mu.Unlock()
+	return s.client.Publish(s.t.Context(), &bus.Message{Model: mdl, RequestID: id, ReplyTo: s.inbox.Address(id), Body: body})
 }
 
 // load sends requests to the models in turn until it is told to stop.
@@ -192,7 +195,10 @@ func (s *site) load(models ...string) (stop func()) {
 		for i := 0; ; i++ {
 			select {
 			case <-tick.C:
-				s.send(models[i%len(models)], 1)
+				if err := s.sendOne(models[i%len(models)]); err != nil {
+					s.t.Error(err)
+					return
+				}
 			case <-quit:
 				return
 			}

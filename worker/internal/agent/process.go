@@ -81,8 +81,13 @@ func (p *process) send(c link.Command) {
 	}
 }
 
-// kill ends the process at once. It is harmless after it exited.
-func (p *process) kill() { _ = p.cmd.Process.Kill() }
+// kill ends the process, and whatever it may have started, at once. It is harmless once it was
+// waited for.
+func (p *process) kill() {
+	if p.cmd.Process.Signal(syscall.Signal(0)) == nil {
+		_ = syscall.Kill(-p.pid(), syscall.SIGKILL) // its process group
+	}
+}
 
 func (p *process) write(stdin io.WriteCloser) {
 	defer stdin.Close()
