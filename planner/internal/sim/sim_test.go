@@ -300,13 +300,17 @@ func elsewhere(p plan.Plan, n int) plan.Plan {
 // or given up, once.
 func TestEveryRequestHasOneEnd(t *testing.T) {
 	b := loadBench(t)
+	algorithms := []string{"elastic", "sbp", "gpulet"}
+	if shortened {
+		algorithms = algorithms[:2] // gpulet searches for long where GPUs are short
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		rng := randFrom(rapid.Uint64().Draw(t, "seed"))
-		c := randomConfig(rng, b, rapid.SampledFrom([]string{"elastic", "sbp", "gpulet"}).Draw(t, "algorithm"))
-		c.Duration, c.Start, c.Load = 8*time.Second, 300*time.Millisecond, 100*time.Millisecond
+		c := randomConfig(rng, b, rapid.SampledFrom(algorithms).Draw(t, "algorithm"))
+		c.Duration, c.Start, c.Load = 6*time.Second, 300*time.Millisecond, 100*time.Millisecond
 		c.Steering.Epoch, c.Steering.MinGap = 2*time.Second, time.Second
 		for name, tr := range c.Traffic {
-			tr.Trace = append(tr.Trace, Point{4 * time.Second, 3 * tr.Trace[0].RateRPS})
+			tr.Trace = append(tr.Trace, Point{3 * time.Second, 3 * tr.Trace[0].RateRPS})
 			tr.Pattern, tr.Burst, tr.Sojourn = rapid.SampledFrom([]Pattern{Poisson, Uniform, MMPP}).Draw(t, "pattern"), 1.9, time.Second
 			c.Traffic[name] = tr
 		}
