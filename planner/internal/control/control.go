@@ -106,6 +106,9 @@ func (p *Planner) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch profiles: %w", err)
 	}
+	// A planner that knows only half of the system would take the other half's models off the GPUs:
+	// it decides nothing before both watches have told what there is.
+	heardHosts, heardProfiles := false, false
 	tick := time.NewTicker(p.cfg.Observe)
 	defer tick.Stop()
 	for {
@@ -116,23 +119,27 @@ func (p *Planner) Run(ctx context.Context) error {
 			if !ok {
 				return ended(ctx, "hosts")
 			}
-			grown := devices(h) != devices(p.state.Hosts)
-			if p.state.Hosts = h; grown {
+			grown := devices(h) != devices(p.state.Hosts) || !heardHosts
+			p.state.Hosts, heardHosts = h, true
+			if grown && heardProfiles {
 				p.step(ctx, time.Now())
 			}
 		case m, ok := <-profiles:
 			if !ok {
 				return ended(ctx, "profiles")
 			}
-			grown := len(m) != len(p.state.Measured)
-			if p.state.Measured = m; grown {
+			grown := len(m) != len(p.state.Measured) || !heardProfiles
+			p.state.Measured, heardProfiles = m, true
+			if grown && heardHosts {
 				p.step(ctx, time.Now())
 			}
 		case <-p.reconnected:
 			p.queues = queues{} // a server that came back may have lost what was in memory
 			p.prepare(ctx)
 		case now := <-tick.C:
-			p.step(ctx, now)
+			if heardHosts && heardProfiles {
+				p.step(ctx, now)
+			}
 		}
 	}
 }
