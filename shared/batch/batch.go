@@ -167,11 +167,15 @@ func (b *Batcher) Expire(now time.Time) Decision {
 // Want says what to ask the queue for so that every model's next batch is full, in the order in
 // which the models will run. It never asks beyond the next batch. Requests that carry several
 // samples are allowed for by their moving average.
-func (b *Batcher) Want() []Want {
+func (b *Batcher) Want() []Want { return b.WantAhead(1) }
+
+// WantAhead is Want for several batches of every model: for batches that take less time than
+// asking for the next one.
+func (b *Batcher) WantAhead(batches int) []Want {
 	var wants []Want
 	for k := range b.models {
 		q := b.models[(b.turn+k)%len(b.models)]
-		if n := q.room(); n > 0 {
+		if n := q.room(batches); n > 0 {
 			wants = append(wants, Want{q.Name, n})
 		}
 	}

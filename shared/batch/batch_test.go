@@ -188,7 +188,7 @@ func TestWakesWhenAnItemIsLost(t *testing.T) {
 	})
 }
 
-func TestWantsOneBatchOfEveryModel(t *testing.T) {
+func TestWantsNoMoreBatchesThanItIsTold(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := newHistory(t)
 		b := batch.New(h.models)
@@ -197,13 +197,17 @@ func TestWantsOneBatchOfEveryModel(t *testing.T) {
 			it.Samples = 1
 			b.Add(model, it, h.now)
 		}
+		if diff := cmp.Diff(b.WantAhead(1), b.Want()); diff != "" {
+			t.Fatal(diff)
+		}
+		ahead := rapid.IntRange(1, 4).Draw(t, "batches")
 		wants := map[string]int{}
-		for _, w := range b.Want() {
+		for _, w := range b.WantAhead(ahead) {
 			wants[w.Model] = w.N
 		}
 		for _, m := range h.models {
-			if want := max(0, m.Batch-b.Held(m.Name)); wants[m.Name] != want {
-				t.Fatalf("%s holds %d of %d and wants %d", m.Name, b.Held(m.Name), m.Batch, wants[m.Name])
+			if want := max(0, ahead*m.Batch-b.Held(m.Name)); wants[m.Name] != want {
+				t.Fatalf("%s holds %d of %d x %d and wants %d", m.Name, b.Held(m.Name), ahead, m.Batch, wants[m.Name])
 			}
 		}
 	})

@@ -45,9 +45,9 @@ func (q *queue) keep(kept []Item) {
 	}
 }
 
-// room is how many more requests fit into the next batch.
-func (q *queue) room() int {
-	free := q.Batch - q.samples
+// room is how many more requests fit into the next batches.
+func (q *queue) room(batches int) int {
+	free := batches*q.Batch - q.samples
 	if free <= 0 {
 		return 0
 	}

@@ -6,11 +6,12 @@
 // while the others serve. The loop hands the executor its next batch before it answers the last
 // one, so the engine does not wait for replies to be encoded.
 //
-// Requests are fetched late on purpose: never beyond the next batch of a model, and not before the
-// executor is about to be free, so that a request waits in the queue, where any gpu-let can take
-// it, and not here. A request is acknowledged after its reply was sent; whatever kills the process
-// before that makes the queue deliver it again. Redelivered requests run alone, so that one that
-// brings a process down takes no others with it a second time.
+// Requests are fetched late on purpose: not before the executor is about to be free, and never
+// beyond the next batch of a model (unless batches take less time than the way to the queue and
+// back), so that a request waits in the queue, where any gpu-let can take it, and not here. A
+// request is acknowledged after its reply was sent; whatever kills the process before that makes
+// the queue deliver it again. Redelivered requests run alone, so that one that brings a process
+// down takes no others with it a second time.
 //
 // The package does not know why it serves what it is told to serve, nor who started it.
 package gpulet

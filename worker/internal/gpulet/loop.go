@@ -32,6 +32,7 @@ type loop struct {
 	busy      bool
 	busyUntil time.Time // estimate
 	lead      lead
+	ahead     int            // batches of every model to hold
 	storing   sync.WaitGroup // results being stored, shared with their goroutines
 
 	loader  *loader
@@ -56,6 +57,7 @@ func newLoop(cfg Config) *loop {
 		open:    map[*request]struct{}{},
 		events:  make(chan bus.PullEvent, 1024),
 		lead:    newLead(),
+		ahead:   1,
 	}
 }
 

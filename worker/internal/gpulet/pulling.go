@@ -12,7 +12,8 @@ func (l *loop) pull(now time.Time) {
 	if l.draining {
 		return
 	}
-	for _, w := range l.batcher.Want() {
+	l.ahead = l.batchesAhead()
+	for _, w := range l.batcher.WantAhead(l.ahead) {
 		m := l.models[w.Model]
 		if at := l.pullTime(m); at.IsZero() || at.After(now) {
 			continue
@@ -23,7 +24,7 @@ func (l *loop) pull(now time.Time) {
 
 // pullTime is when the model may pull; zero: not before something else happens.
 func (l *loop) pullTime(m *bound) time.Time {
-	if m.puller == nil || m.pulling || l.draining || l.batcher.Held(m.name()) >= m.batch() {
+	if m.puller == nil || m.pulling || l.draining || l.batcher.Held(m.name()) >= l.ahead*m.batch() {
 		return time.Time{}
 	}
 	at := m.pullAt
@@ -36,6 +37,27 @@ func (l *loop) pullTime(m *bound) time.Time {
 		at = time.Unix(0, 0) // any time
 	}
 	return at
+}
+
+// maxAhead bounds what is fetched while measurements are off.
+const maxAhead = 32
+
+// batchesAhead is how many batches of every model may be held. It is one, so that requests wait in
+// the queue and not here, unless a round of all models takes less than the way to the queue and
+// back: then the executor would have nothing to do most of the time. What is held is never more
+// than that way takes to run.
+func (l *loop) batchesAhead() int {
+	round := time.Duration(0)
+	for _, m := range l.order {
+		if m.puller != nil {
+			round += m.estimate.exec(m.batch())
+		}
+	}
+	way := l.lead.roundTrip * 3 / 2
+	if round <= 0 {
+		return 1 // nothing is known yet
+	}
+	return int(min(max(way/round, 1), maxAhead))
 }
 
 // ask makes an idle pull: it brings the backlog at once, or waits for the first request.
