@@ -2,6 +2,7 @@ package gpulet_test
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -48,6 +49,32 @@ func BenchmarkLoop(b *testing.B) {
 			rep := r.report().Models[0]
 			b.ReportMetric(float64(sent)/b.Elapsed().Seconds(), "req/s")
 			b.ReportMetric(float64(rep.Samples)/float64(rep.Batches), "samples/batch")
+		})
+	}
+}
+
+// BenchmarkRoundTrip is one request at a time, from publishing it to its reply.
+func BenchmarkRoundTrip(b *testing.B) {
+	for _, size := range []int{1, 8} {
+		b.Run(fmt.Sprintf("batch=%d", size), func(b *testing.B) {
+			b.ReportAllocs()
+			r := newRig(b, rigOptions{models: []string{"m"}, batch: size, timeout: time.Minute, null: true})
+			r.waitReady(1)
+			body := r.body(1)
+			answers := make(chan string, 1)
+			r.onReply = func(rep bus.Reply) { answers <- rep.Get("Gpulet-Status") }
+			var took []time.Duration
+			for b.Loop() {
+				start := time.Now()
+				r.publish(&bus.Message{Model: "m", RequestID: "x", ReplyTo: r.inbox.Address("x"), Body: body})
+				if status := <-answers; status != "ok" {
+					b.Fatalf("status %s", status)
+				}
+				took = append(took, time.Since(start))
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-us")
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-us")
 		})
 	}
 }
