@@ -2,6 +2,7 @@ package pack
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -39,12 +40,6 @@ func fleet(t testing.TB, n, m int, fill float64) problem.Input {
 		t.Fatal(err)
 	}
 	in.Interference = s
-	if fill < 0 {
-		for i := range in.Models {
-			in.Models[i].Rate *= 100
-		}
-		return in
-	}
 	scale := fill * float64(n) / Bound(in)
 	for i := range in.Models {
 		in.Models[i].Rate *= scale
@@ -52,9 +47,12 @@ func fleet(t testing.TB, n, m int, fill float64) problem.Input {
 	return in
 }
 
-// BenchmarkGpulet measures the first sound plan (steps=-1) and the default search over sizes.
+// BenchmarkGpulet measures the first sound plan (steps=-1) and the default search over sizes, and
+// how many GPUs more than the lower bound they take.
 func BenchmarkGpulet(b *testing.B) {
-	for _, size := range []struct{ gpus, models int }{{4, 9}, {10, 9}, {100, 20}, {1000, 200}, {10000, 200}} {
+	for _, size := range []struct{ gpus, models int }{
+		{10, 9}, {100, 9}, {100, 20}, {300, 20}, {300, 60}, {1000, 20}, {1000, 60}, {1000, 200}, {3000, 200}, {10000, 200},
+	} {
 		in := fleet(b, size.gpus, size.models, 0.8)
 		bound := Bound(in)
 		for _, steps := range []int{-1, 0} {
@@ -73,6 +71,55 @@ func BenchmarkGpulet(b *testing.B) {
 				b.ReportMetric(float64(res.Plan.GPUsUsed), "gpus")
 				b.ReportMetric(100*(float64(res.Plan.GPUsUsed)/bound-1), "gap-%")
 			})
+		}
+	}
+}
+
+// BenchmarkFourGPUsNineModels plans the paper's 19,682 scenarios' sample: every 97th of the grid
+// {0, 100, 200} over nine models, one per iteration, and reports the median time of a first plan.
+func BenchmarkFourGPUsNineModels(b *testing.B) {
+	set := shipped(b)
+	var inputs []problem.Input
+	for i := 1; i < 19683; i += 97 {
+		rates := map[string]float64{}
+		n := i
+		for _, name := range set.Models("rtx2080ti") {
+			rates[name] = float64(n%3) * 100
+			n /= 3
+		}
+		inputs = append(inputs, turing(b, set, 4, rates, true))
+	}
+	var took []time.Duration
+	i, unserved := 0, 0
+	for b.Loop() {
+		in := inputs[i%len(inputs)]
+		begin := time.Now()
+		res := Gpulet(in, Options{Steps: -1})
+		took = append(took, time.Since(begin))
+		if !check.Complete(res.Plan) {
+			unserved++
+		}
+		i++
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "median-ms")
+	b.ReportMetric(float64(unserved)/float64(len(took)), "unserved")
+}
+
+// BenchmarkSettle is the primitive that everything else calls.
+func BenchmarkSettle(b *testing.B) {
+	set := shipped(b)
+	in := turing(b, set, 1, map[string]float64{"resnet50": 200, "vgg16": 90, "googlenet": 300, "bert": 100, "lenet": 500}, true)
+	e := newEnv(&in)
+	si := slices.Index(e.classes[0].shares, 20)
+	var parts []part
+	for m := range e.models {
+		parts = append(parts, part{si, []slot{{m: m, rate: e.models[m].rate}}})
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if !e.settle(0, parts) {
+			b.Fatal("does not settle")
 		}
 	}
 }

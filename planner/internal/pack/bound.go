@@ -85,7 +85,7 @@ func newBounding(in *problem.Input) (*search, *demand, []int) {
 const (
 	boundIntervals = 64
 	boundRounds    = 20
-	quickIntervals = 24
+	quickIntervals = 12
 )
 
 // proof is a reach that covers all intervals, without which prices prove nothing.
@@ -119,7 +119,7 @@ type item struct {
 func newPricer(e *env, rows []int, free []int, intervals int, worth func(c, m, si int) bool) *pricer {
 	p := &pricer{env: e, rows: rows, first: make([]int, len(e.classes)), intervals: float64(intervals), worth: worth}
 	for c := range e.classes {
-		p.emission = append(p.emission, e.worstEmission(c))
+		p.emission = append(p.emission, e.emission[c])
 		n := 1
 		if e.pressure && p.emission[c] > 0 {
 			n = intervals

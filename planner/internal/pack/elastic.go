@@ -102,33 +102,54 @@ func (s *state) elasticPlace(m, n int, rules elasticRules) {
 	}
 }
 
-// elasticSpatial cuts one more gpu-let for m out of the room that it fits best.
+// room is a device with free share, and the index of the share to cut out of it.
+type room struct{ gpu, free, si int }
+
+// elasticSpatial cuts one more gpu-let for m out of the room that it fits best. Where the ideal share
+// fits nowhere, it readjusts, as the paper does: the largest share that is free somewhere.
 func (s *state) elasticSpatial(m, n int, rules elasticRules) bool {
-	e := s.env
-	type room struct{ gpu, free, si int }
-	var rooms []room
+	var ideal, smaller []room
 	for g := 0; g < n; g++ {
-		c := e.gpus[g].class
-		si := e.idealShare(c, m, s.missing(m), rules)
-		if si < 0 {
-			continue
-		}
-		if free := 100 - e.shareSum(c, s.gpus[g]); free >= e.classes[c].shares[si] {
-			rooms = append(rooms, room{g, free, si})
+		c := s.env.gpus[g].class
+		free := 100 - s.env.shareSum(c, s.gpus[g])
+		si := s.env.idealShare(c, m, s.missing(m), rules)
+		switch {
+		case si < 0:
+		case free >= s.env.classes[c].shares[si]:
+			ideal = append(ideal, room{g, free, si})
+		case !rules.wholeFit:
+			if si := s.env.largestShare(c, m, free); si >= 0 {
+				smaller = append(smaller, room{g, free, si})
+			}
 		}
 	}
-	slices.SortStableFunc(rooms, func(a, b room) int { return cmp.Compare(a.free, b.free) })
-	for _, r := range rooms {
-		c := e.gpus[r.gpu].class
+	slices.SortStableFunc(ideal, func(a, b room) int { return cmp.Compare(a.free, b.free) })
+	slices.SortStableFunc(smaller, func(a, b room) int { return cmp.Compare(b.si, a.si) })
+	for _, r := range append(ideal, smaller...) {
+		c := s.env.gpus[r.gpu].class
 		parts := append(clone(s.gpus[r.gpu]), part{r.si, []slot{{m: m}}})
-		want, _ := e.best(c, m, r.si, 0, false)
+		want, _ := s.env.best(c, m, r.si, 0, false)
 		want = min(want, s.missing(m))
-		if e.grow(c, parts, len(parts)-1, 0, want, want/2) > 0 {
+		if s.env.grow(c, parts, len(parts)-1, 0, want, want/4) > 0 {
 			s.set(r.gpu, parts)
 			return true
 		}
 	}
 	return false
+}
+
+// largestShare is the index of the largest measured share up to free with which m meets its SLO, -1
+// when there is none.
+func (e *env) largestShare(c, m, free int) int {
+	for si := len(e.classes[c].shares) - 1; si >= 0; si-- {
+		if e.classes[c].shares[si] > free || !e.classes[c].measured[si] {
+			continue
+		}
+		if rate, _ := e.best(c, m, si, 0, false); rate > 0 {
+			return si
+		}
+	}
+	return -1
 }
 
 // elasticTemporal lets m share a gpu-let in time.
@@ -165,7 +186,7 @@ func (e *env) idealShare(c, m int, rate float64, rules elasticRules) int {
 	required := -1
 	for si := range e.classes[c].shares {
 		v, _ := e.best(c, m, si, 0, false)
-		if v <= 0 {
+		if v <= 0 || !e.classes[c].measured[si] {
 			continue
 		}
 		required = si
@@ -189,7 +210,7 @@ func (e *env) knee(c, m int) int {
 	last, lastShare := 0.0, 0
 	for si, share := range e.classes[c].shares {
 		rate, _ := e.best(c, m, si, 0, false)
-		if rate <= 0 {
+		if rate <= 0 || !e.classes[c].measured[si] {
 			continue
 		}
 		if knee < 0 {

@@ -21,6 +21,8 @@ type env struct {
 	gpus []device
 	// tables holds what is known of a model on a class; nil where it cannot run there.
 	tables [][]*table // [class][model]
+	// emission is, by class, the largest pressure per whole GPU that any model reaches.
+	emission []float64
 	// pressure is true when interference has the form of problem.Pressure.
 	pressure bool
 	// alone is true when there is no interference at all.
@@ -40,6 +42,8 @@ type class struct {
 	mem     int64 // 0: unknown
 	// shares are the candidates for a gpu-let, ascending.
 	shares []int
+	// measured marks the shares that some profile measured; the others are interpolated.
+	measured []bool
 	// unit divides every share and 100: the step of knapsacks over shares.
 	unit  int
 	count int
@@ -84,6 +88,7 @@ func newEnv(in *problem.Input) *env {
 		for m := range in.Models {
 			e.tables[c][m] = e.table(c, in.Models[m], p)
 		}
+		e.emission = append(e.emission, e.worstEmission(c))
 	}
 	return e
 }
@@ -98,7 +103,7 @@ func (e *env) addGPUs(in *problem.Input) {
 			c = len(e.classes)
 			index[key] = c
 			shares := e.candidates(g)
-			e.classes = append(e.classes, class{gpuType: g.Type, mem: g.MemBytes, shares: shares, unit: unit(shares)})
+			e.classes = append(e.classes, class{gpuType: g.Type, mem: g.MemBytes, shares: shares, measured: e.measured(g, shares), unit: unit(shares)})
 		}
 		e.classes[c].count++
 		e.gpus = append(e.gpus, device{c, g})
@@ -133,6 +138,27 @@ func (e *env) candidates(g problem.GPU) []int {
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
+}
+
+// measured says of shares which were measured for some model, or are the only ones that the device
+// allows.
+func (e *env) measured(g problem.GPU, shares []int) []bool {
+	out := make([]bool, len(shares))
+	for si := range shares {
+		out[si] = len(g.Shares) > 0
+	}
+	for _, m := range e.models {
+		prof, ok := e.in.Profiles.Get(g.Type, m.name)
+		if !ok {
+			continue
+		}
+		for _, q := range prof.Points {
+			if si, found := slices.BinarySearch(shares, q.Share); found {
+				out[si] = true
+			}
+		}
+	}
+	return out
 }
 
 func unit(shares []int) int {

@@ -38,7 +38,7 @@ func newFiller(e *env) *filler {
 	}
 	for c := range e.classes {
 		f.units = append(f.units, 100/e.classes[c].unit)
-		f.emission = append(f.emission, e.worstEmission(c))
+		f.emission = append(f.emission, e.emission[c])
 		byLevel := make([][]*split, len(f.levels))
 		for l := range byLevel {
 			byLevel[l] = make([]*split, len(e.models))

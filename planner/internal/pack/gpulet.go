@@ -484,7 +484,7 @@ func (g *search) save(s *state) {
 }
 
 // saveSteps bounds the repair that follows the emptying of a device.
-const saveSteps = 60
+const saveSteps = 24
 
 // leastUsed is the device in use that does the least work; -1 when emptying it could not help.
 func (g *search) leastUsed(s *state) int {

@@ -96,7 +96,7 @@ func (e *env) saturate(s *state, c, si, m int, crowded bool) (full, residue []bi
 }
 
 // halfPressure is the worst pressure of the other half of a GPU.
-func (e *env) halfPressure(c int) float64 { return e.worstEmission(c) / 2 }
+func (e *env) halfPressure(c int) float64 { return e.emission[c] / 2 }
 
 // crowdedMs is the time of a batch, beside the worst neighbour if crowded.
 func (e *env) crowdedMs(c, si, m, batch int, crowded bool) (float64, bool) {
