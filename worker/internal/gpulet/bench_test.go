@@ -78,3 +78,38 @@ func BenchmarkRoundTrip(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkOverload sends about twice what the gpu-let can do and shows how much of what it can do
+// is answered in time: 1 is all of it.
+func BenchmarkOverload(b *testing.B) {
+	for _, each := range []time.Duration{500 * time.Microsecond, 4 * time.Millisecond} { // a batch of one
+		b.Run(fmt.Sprint(each), func(b *testing.B) {
+			for b.Loop() {
+				overload(b, each)
+			}
+		})
+	}
+}
+
+func overload(b *testing.B, each time.Duration) {
+	const lasts = 3 * time.Second
+	r := newRig(b, rigOptions{models: []string{"m"}, batch: 1, timeout: 100 * time.Millisecond, execMs: each.Seconds() * 1e3})
+	r.engine.takes = each
+	r.waitReady(1)
+	body := r.body(1)
+	var ok atomic.Int64
+	r.onReply = func(rep bus.Reply) {
+		if rep.Get("Gpulet-Status") == "ok" {
+			ok.Add(1)
+		}
+	}
+	start := time.Now()
+	for sent := 0; time.Since(start) < lasts; {
+		time.Sleep(time.Millisecond)
+		for ; time.Duration(sent)*each/2 < time.Since(start); sent++ {
+			r.publish(&bus.Message{Model: "m", RequestID: "x", ReplyTo: r.inbox.Address("x"), Body: body})
+		}
+	}
+	r.waitEmpty("m")
+	b.ReportMetric(float64(ok.Load())*each.Seconds()/time.Since(start).Seconds(), "of-capacity")
+}

@@ -37,7 +37,8 @@ type bound struct {
 	first   time.Time   // when its first message came
 	pullAt  time.Time   // not before
 	pace    lifecycle.Backoff
-	trouble string // why the last pull failed
+	trouble string  // why the last pull failed
+	waste   float64 // moving average of the part of requests that came too late
 }
 
 func newBound(a link.Assignment) *bound {
@@ -118,6 +119,9 @@ func (m *bound) ran(o outcome) {
 	m.counts.Batches++
 	m.counts.Samples += uint64(o.samples)
 	m.counts.Requests += uint64(len(o.requests))
+	for range o.requests {
+		m.waste -= m.waste * wasteWeight
+	}
 	ms := float64(o.took) / float64(time.Millisecond)
 	m.counts.BusyMs += ms
 	if m.counts.ExecMs == 0 {

@@ -186,6 +186,7 @@ func (l *loop) launch(now time.Time) {
 
 func (l *loop) expire(req *request, now time.Time) {
 	req.model.counts.Expired++
+	req.model.waste += (1 - req.model.waste) * wasteWeight
 	if now.Before(req.deadline) {
 		req.model.estimate.giveUp(1)
 	}
@@ -209,10 +210,19 @@ func (l *loop) finished(o outcome) error {
 	return nil
 }
 
-// admit takes a fetched message.
+// admit takes a fetched message. What is too late is not even decoded: under overload there is a
+// lot of it, and the sooner it is gone, the fresher is what comes next.
 func (l *loop) admit(m *bound, msg *bus.Msg, now time.Time) {
-	req, err := decode(m, msg, now)
+	req := &request{msg: msg, model: m, fetched: now, samples: 1}
 	l.open[req] = struct{}{}
+	var err error
+	if req.deadline, err = wire.ResolveDeadline(msg.Get, msg.Stored, m.timeout()); err == nil {
+		if now.Add(m.estimate.exec(1)).After(req.deadline) {
+			l.expire(req, now)
+			return
+		}
+		err = req.decode()
+	}
 	if err != nil {
 		m.counts.Rejected++
 		l.refuse(req, wire.BadRequest, err.Error())

@@ -1,6 +1,7 @@
 package gpulet
 
 import (
+	"math"
 	"slices"
 	"time"
 
@@ -18,7 +19,7 @@ func (l *loop) pull(now time.Time) {
 		if at := l.pullTime(m); at.IsZero() || at.After(now) {
 			continue
 		}
-		l.ask(m, w.N, now)
+		l.ask(m, m.toAsk(w.N), now)
 	}
 }
 
@@ -58,6 +59,18 @@ func (l *loop) batchesAhead() int {
 		return 1 // nothing is known yet
 	}
 	return int(min(max(way/round, 1), maxAhead))
+}
+
+const (
+	wasteWeight = 1. / 16 // of one request in the moving average
+	maxWaste    = 7. / 8
+)
+
+// toAsk is how many requests to ask for to get n that can still be run. An overloaded model's
+// queue begins with requests that are too late; asking only for n would leave the executor without
+// work while they are got rid of, one round trip after the other.
+func (m *bound) toAsk(n int) int {
+	return int(math.Ceil(float64(n) / (1 - min(m.waste, maxWaste))))
 }
 
 // ask makes an idle pull: it brings the backlog at once, or waits for the first request.

@@ -66,3 +66,12 @@ func TestLeadFollowsTheWayToTheQueue(t *testing.T) {
 		t.Errorf("lead %v: expected at most %v", got, maxLead)
 	}
 }
+
+func TestAsksForMoreWhenMostComesTooLate(t *testing.T) {
+	for waste, want := range map[float64]int{0: 8, 0.5: 16, 0.75: 32, 0.999: 64} {
+		m := &bound{waste: waste}
+		if got := m.toAsk(8); got != want {
+			t.Errorf("%v of the requests come too late: asks for %d: expected %d", waste, got, want)
+		}
+	}
+}

@@ -25,30 +25,26 @@ type request struct {
 	fetched  time.Time
 }
 
-// decode reads a fetched message and checks it against the model. The error is for the client.
-func decode(m *bound, msg *bus.Msg, now time.Time) (*request, error) {
-	r := &request{msg: msg, model: m, fetched: now}
-	var err error
-	if r.deadline, err = wire.ResolveDeadline(msg.Get, msg.Stored, m.timeout()); err != nil {
-		return r, err
-	}
-	req, err := wire.DecodeRequest(msg.Get(wire.HeaderType), msg.Data, m.Config.Inputs, wire.DefaultLimits)
+// decode reads the request's body and checks it against the model. The error is for the client.
+func (r *request) decode() error {
+	m := r.model.Config
+	req, err := wire.DecodeRequest(r.msg.Get(wire.HeaderType), r.msg.Data, m.Inputs, wire.DefaultLimits)
 	if err != nil {
-		return r, err
+		return err
 	}
-	samples, err := req.Check(accepting(m.Config, req.Inputs))
+	samples, err := req.Check(accepting(m, req.Inputs))
 	if err != nil {
-		return r, err
+		return err
 	}
-	if samples > int64(m.Config.MaxBatch) {
-		return r, fmt.Errorf("%d samples: expected at most %d, the model's max_batch", samples, m.Config.MaxBatch)
+	if samples > int64(m.MaxBatch) {
+		return fmt.Errorf("%d samples: expected at most %d, the model's max_batch", samples, m.MaxBatch)
 	}
-	if err := req.CheckOutputs(m.Config.Outputs); err != nil {
-		return r, err
+	if err := req.CheckOutputs(m.Outputs); err != nil {
+		return err
 	}
 	r.samples, r.outputs = int(samples), req.Outputs
-	r.inputs = inOrder(req.Inputs, m.Config.Inputs)
-	return r, nil
+	r.inputs = inOrder(req.Inputs, m.Inputs)
+	return nil
 }
 
 // accepting returns the model's input specs, with the dtype that an input came in where the model
