@@ -108,6 +108,9 @@ func describe(gpus []GPU) string {
 	for i, g := range gpus {
 		names[i] = g.Name
 	}
+	if len(gpus) == 1 {
+		return "a GPU (" + names[0] + ")"
+	}
 	return fmt.Sprintf("%d GPUs (%s)", len(gpus), strings.Join(names, ", "))
 }
 
