@@ -57,7 +57,8 @@ type Config struct {
 	Interference           bool   // plan for the slowdown by neighbours
 }
 
-// Planner is the loop. Only Run's goroutine touches it, except for reconnected.
+// Planner is the loop. Only Run's goroutine touches it, except for the channel
+// reconnected.
 type Planner struct {
 	cfg     Config
 	bus     Bus
@@ -65,7 +66,9 @@ type Planner struct {
 	log     *slog.Logger
 
 	state    epoch.State
-	rev      uint64 // of the plan document on the bus
+	reported []plan.HostReport
+	trusting time.Time // until when hosts that do not report count as there
+	rev      uint64    // of the plan document on the bus
 	registry registry
 	traffic  traffic
 	queues   queues
@@ -119,8 +122,9 @@ func (p *Planner) Run(ctx context.Context) error {
 			if !ok {
 				return ended(ctx, "hosts")
 			}
-			grown := devices(h) != devices(p.state.Hosts) || !heardHosts
-			p.state.Hosts, heardHosts = h, true
+			p.recover(ctx)
+			grown := devices(h) != devices(p.reported) || !heardHosts
+			p.reported, heardHosts = h, true
 			if grown && heardProfiles {
 				p.step(ctx, time.Now())
 			}
@@ -133,15 +137,41 @@ func (p *Planner) Run(ctx context.Context) error {
 			if grown && heardHosts {
 				p.step(ctx, time.Now())
 			}
-		case <-p.reconnected:
-			p.queues = queues{} // a server that came back may have lost what was in memory
-			p.prepare(ctx)
 		case now := <-tick.C:
+			p.recover(ctx)
 			if heardHosts && heardProfiles {
 				p.step(ctx, now)
 			}
 		}
 	}
+}
+
+// recover makes what all models share again after the connection was lost: a server that came back
+// may have lost what was in memory, queues and reports among it.
+func (p *Planner) recover(ctx context.Context) {
+	select {
+	case <-p.reconnected:
+	default:
+		return
+	}
+	p.queues = queues{}
+	p.trusting = time.Now().Add(bus.StateTTL)
+	p.prepare(ctx)
+}
+
+// hosts are those that report. For as long as reports live after a reconnect, hosts that were there
+// before count as well: they come back one by one, and must not be planned around meanwhile.
+func (p *Planner) hosts(now time.Time) []plan.HostReport {
+	if now.After(p.trusting) {
+		return p.reported
+	}
+	list := slices.Clone(p.reported)
+	for _, old := range p.state.Hosts {
+		if !slices.ContainsFunc(list, func(h plan.HostReport) bool { return h.Host == old.Host }) {
+			list = append(list, old)
+		}
+	}
+	return list
 }
 
 // devices counts devices: a cheap sign that hosts came or went between two looks.
@@ -177,6 +207,7 @@ func (p *Planner) prepare(ctx context.Context) {
 // step looks at the system and decides when it is time. An error keeps what is known.
 func (p *Planner) step(ctx context.Context, now time.Time) {
 	p.state.Now = now
+	p.state.Hosts = p.hosts(now)
 	var err error
 	if p.state.Current, p.rev, err = p.readPlan(ctx); err == nil {
 		err = p.observe(ctx, now)

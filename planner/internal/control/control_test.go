@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"github.com/gpulet/gpulet/planner/internal/epoch"
 	"github.com/gpulet/gpulet/planner/internal/pack"
 	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/embedded"
 	"github.com/gpulet/gpulet/shared/embedded/embeddedtest"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
@@ -30,6 +33,7 @@ const patience = 20 * time.Second
 // world is a bus with a running planner and the folders it reads.
 type world struct {
 	t      *testing.T
+	srv    *embedded.Server
 	bus    *bus.Bus // as a worker, for reports and profiles
 	client *bus.Bus
 	admin  *bus.Bus // as a planner, for reading everything
@@ -45,7 +49,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{
-		t: t, bus: embeddedtest.Connect(t, srv, bus.RoleWorker), admin: embeddedtest.Connect(t, srv, bus.RolePlanner),
+		t: t, srv: srv, bus: embeddedtest.Connect(t, srv, bus.RoleWorker), admin: embeddedtest.Connect(t, srv, bus.RolePlanner),
 		client: embeddedtest.Connect(t, srv, bus.RoleClient), models: t.TempDir(),
 	}
 	w.cfg = Config{
@@ -85,11 +89,15 @@ func (w *world) model(name string, slo time.Duration) {
 
 func (w *world) host(name string, gpus int) {
 	w.t.Helper()
+	w.must(w.bus.PutHost(w.t.Context(), w.report(name, gpus)))
+}
+
+func (w *world) report(name string, gpus int) plan.HostReport {
 	r := plan.HostReport{Host: name, Engine: "sim", Time: time.Now()}
 	for i := range gpus {
 		r.Devices = append(r.Devices, plan.Device{Index: i, GPUType: "rtx2080ti", MemBytes: 11 << 30, Sim: true})
 	}
-	w.must(w.bus.PutHost(w.t.Context(), r))
+	return r
 }
 
 func (w *world) must(err error) {
@@ -342,4 +350,45 @@ func hasModel(p plan.Plan, name string) bool {
 		}
 	}
 	return false
+}
+
+func TestLostServerCostsNothingButTime(t *testing.T) {
+	w := newWorld(t)
+	w.model("resnet50", 108*time.Millisecond)
+	w.host0()
+	w.start()
+	before := w.plan("with resnet50", serves("resnet50"))
+	at, err := url.Parse(w.srv.URL())
+	w.must(err)
+	port, err := strconv.Atoi(at.Port())
+	w.must(err)
+	embeddedtest.Stop(t, w.srv)
+	w.model("vgg16", 142*time.Millisecond) // while nobody can be told
+	embeddedtest.Start(t, embedded.Config{Port: port, StateDir: w.srv.StateDir()})
+	// Reports are held in memory. The host is trusted to be there until it had time to say so again.
+	after := w.plan("with both", serves("resnet50", "vgg16"))
+	if after.Revision <= before.Revision {
+		t.Errorf("revision %d after %d", after.Revision, before.Revision)
+	}
+	w.eventually("the queue is there again", func() error { _, err := w.admin.Lag(w.t.Context(), "resnet50"); return err })
+}
+
+// eventually retries until f succeeds.
+func (w *world) eventually(what string, f func() error) {
+	w.t.Helper()
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline.C:
+			w.t.Fatalf("%s: not within %v: %v", what, patience, err)
+		case <-tick.C:
+		}
+	}
 }
