@@ -103,6 +103,7 @@ func Connect(ctx context.Context, cfg Config, role Role, name string, log *slog.
 	}
 	b.acks = newAcks(b)
 	retry := lifecycle.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
+	var last error // why the latest try failed
 	for ctx.Err() == nil {
 		err := b.dial(cfg, name)
 		if err == nil {
@@ -112,12 +113,16 @@ func Connect(ctx context.Context, cfg Config, role Role, name string, log *slog.
 		if errors.As(err, &never) {
 			return nil, err
 		}
+		last = hint(err, cfg, role)
 		delay := retry.Next()
 		log.Warn("cannot reach NATS, trying again", "url", redact(cfg.url()), "role", string(role),
-			"error", hint(err, cfg, role), "next_try_in", delay.Round(time.Millisecond))
+			"error", last, "next_try_in", delay.Round(time.Millisecond))
 		_ = lifecycle.Sleep(ctx, delay)
 	}
-	return nil, fmt.Errorf("connect to %s: %w", redact(cfg.url()), ctx.Err())
+	if last == nil {
+		return nil, fmt.Errorf("connect to %s: %w", redact(cfg.url()), ctx.Err())
+	}
+	return nil, fmt.Errorf("connect to %s: %w: %w", redact(cfg.url()), ctx.Err(), last)
 }
 
 func (b *Bus) dial(cfg Config, name string) error {

@@ -99,7 +99,9 @@ func TestConnectWithoutAKeyNamesTheMissingFile(t *testing.T) {
 		t.Errorf("the log does not name the file: %s", line)
 	}
 	cancel()
-	receive(t, "connect", done)
+	if err := receive(t, "connect", done); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "client.nk") {
+		t.Errorf("error %v, expected canceled, with why the last try failed", err)
+	}
 }
 
 func TestConnectRefusesSettingsThatCannotWork(t *testing.T) {
