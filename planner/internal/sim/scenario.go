@@ -130,7 +130,7 @@ func ParseGPUs(text string) ([]plan.HostReport, error) {
 
 func (s *scenario) model(args []string) error {
 	if len(args) == 0 {
-		return fmt.Errorf("found no name: expected model NAME slo=... rate=...")
+		return fmt.Errorf("found no name: expected one, then slo= and rate=")
 	}
 	m := model.Model{Config: model.Config{Name: args[0], Weight: 1}}
 	t := Traffic{Pattern: Poisson}
