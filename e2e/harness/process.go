@@ -40,7 +40,8 @@ func Start(t testing.TB, program string, env []string, args ...string) *Process 
 	p := &Process{Name: program, done: make(chan struct{}), changed: make(chan struct{})}
 	p.cmd = exec.Command(Binary(t, program), args...)
 	p.cmd.Env = append(environment(), env...)
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// When the test binary itself is killed, by a time limit say, its programs must not outlive it.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	p.cmd.WaitDelay = 5 * time.Second // for output that a left-behind child holds open
 	out, in := io.Pipe()
 	p.cmd.Stdout, p.cmd.Stderr = in, in
