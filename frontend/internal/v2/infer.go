@@ -116,7 +116,11 @@ func (s *Server) submit(w http.ResponseWriter, r *http.Request, m *model.Model, 
 	if err := admit.Message(len(*message), maxPayload); err != nil {
 		return nil, none, now, err
 	}
-	call, err := s.sender.Send(&bus.Message{Model: m.Name, Timeout: time.Until(deadline), Header: carried(r.Header), Body: *message})
+	left := time.Until(deadline) // without a timeout the queue would give the request the model's own
+	if left <= 0 {
+		return nil, none, now, admit.Refusef(wire.Expired, "model %s: the deadline passed while the request was read", m.Name)
+	}
+	call, err := s.sender.Send(&bus.Message{Model: m.Name, Timeout: left, Header: carried(r.Header), Body: *message})
 	if err != nil {
 		return nil, none, now, s.waitError(r.Context(), m, err, 0)
 	}

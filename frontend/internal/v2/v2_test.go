@@ -494,6 +494,19 @@ func TestTheTimeoutTravelsWithTheRequest(t *testing.T) {
 	}
 }
 
+// A request that expires while it is read and checked is not sent: the queue takes no timeout of
+// zero, so it would run for nobody.
+func TestARequestThatExpiresOnTheWayInIsNotSent(t *testing.T) {
+	d := open(t, frontendtest.Start(t, frontendtest.Toy()))
+	got := d.post(t, toyInfer, goodToy, wire.HeaderTimeout, "1ns")
+	if got.code != 504 || got.header.Get(wire.HeaderStatus) != "expired" || !strings.Contains(got.errorText(), "while the request was read") {
+		t.Errorf("%d %s", got.code, got.body)
+	}
+	if id := got.header.Get(wire.HeaderRequestID); id != "" {
+		t.Errorf("the request was sent as %s", id)
+	}
+}
+
 func TestTheTraceTravelsWithTheRequest(t *testing.T) {
 	d := open(t, frontendtest.Start(t, frontendtest.Toy()))
 	traces := make(chan string, 1)
