@@ -16,7 +16,8 @@ shipped lenet, starts frontend (with embedded JetStream), planner and worker (CP
   with --up     leaves it running, prints how to call it, and stops on Ctrl-C
 
 Ports are the usual ones (HTTP 8000, metrics 8002, 8003 and 8004, NATS 4222 and 8222), or the next free ones
-where those are taken. Models, logs and state are in build/demo.
+where those are taken. Models, logs and measured profiles are in build/demo, keys and queues in
+build/demo/state, with --up in .gpulet.
 
 environment:
   DEMO_RATES    requests/s by model   (lenet=100,mobilenet_v2=3,bert_tiny=20)
@@ -36,7 +37,11 @@ done
 
 readonly dir=build/demo rates=${DEMO_RATES:-lenet=100,mobilenet_v2=3,bert_tiny=20} seconds=${DEMO_SECONDS:-20}
 readonly models=(lenet mobilenet_v2 bert_tiny)
-readonly state=$dir/state logs=$dir/log repository=$dir/models
+readonly logs=$dir/log repository=$dir/models
+# With --up the state is where every program looks for keys, so that they need no flags.
+state=$dir/state
+$up && state=.gpulet
+readonly state
 
 if [[ -t 1 ]]; then bold=$'\e[1m' plain=$'\e[0m'; else bold='' plain=''; fi
 step() { printf '%s== %s (%d s)%s\n' "$bold" "$*" "$SECONDS" "$plain"; }
@@ -161,13 +166,13 @@ start() {
 	port nats_port 4222 "NATS"
 	port monitor_port 8222 "NATS monitoring"
 	readonly nats=nats://127.0.0.1:$nats_port
-	rm -rf "$state/jetstream" # queues and plans of an earlier demo; measured profiles stay
+	$up || rm -rf "$state/jetstream" # queues and plans of an earlier demo; measured profiles stay
 	run frontend serve --http-addr "127.0.0.1:$http_port" --metrics-addr "127.0.0.1:$metrics_port" \
 		--nats-port "$nats_port" --nats-monitor-port "$monitor_port" --state-dir "$state"
 	await frontend "embedded NATS to be ready" taken "$nats_port"
 	run planner run --nats-url "$nats" --state-dir "$state" --models "$repository" --profiles profiles \
 		--metrics-addr "127.0.0.1:$planner_metrics" --epoch 5s
-	run worker run --nats-url "$nats" --state-dir "$state" --models "$repository" --device cpu --engine torch \
+	run worker run --nats-url "$nats" --state-dir "$state" --models "$repository" --device cpu --engine torch --profile-cache "$dir/profiles" \
 		--engine-lib build/lib/libgpulet_torch.so --metrics-addr "127.0.0.1:$worker_metrics"
 	printf 'logs are in %s\n' "$logs"
 }
