@@ -9,9 +9,9 @@ usage() {
 usage: scripts/setup.sh [--check] [--for test|demo|gpu]
 
 Installs, through apt, what is missing:
-  test   LibTorch, OpenBLAS, a C++ compiler, PyTorch for Python   (make test, make engine)
-  demo   the above and torchvision                                (make demo, make up; the default)
-  train  the above and scikit-learn                               (scripts/train_digits.py)
+  demo   LibTorch, OpenBLAS, a C++ compiler, PyTorch and torchvision for Python   (make demo, make up; the default)
+  test   the same: its end-to-end tests export models too                         (make test)
+  train  the same without torchvision, with scikit-learn                          (scripts/train_digits.py)
   gpu    a C++ compiler; checks driver, MPS, CUDA headers and a PyTorch with CUDA, which apt does not have
 
   --check   install nothing; say what is missing
@@ -44,8 +44,7 @@ done
 
 engine=(g++ libtorch-dev libopenblas0-serial python3-torch python3-msgpack)
 case $purpose in
-test) packages=("${engine[@]}") ;;
-demo) packages=("${engine[@]}" python3-torchvision) ;;
+test | demo) packages=("${engine[@]}" python3-torchvision) ;;
 train) packages=("${engine[@]}" python3-sklearn) ;;
 gpu) packages=(g++) ;;
 *) printf 'error: --for %s: expected test, demo, train or gpu\n' "'$purpose'" >&2; exit 2 ;;
