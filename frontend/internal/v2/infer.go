@@ -146,7 +146,11 @@ func (s *Server) waitError(ctx context.Context, m *model.Model, err error, waite
 	}
 	switch {
 	case errors.Is(err, inbox.ErrExpired):
-		return refuse(wire.Expired, fmt.Sprintf("no answer within %v", waited.Round(time.Microsecond)))
+		text := fmt.Sprintf("no answer within %v", waited.Round(time.Microsecond))
+		if why := s.fleet.ModelReady(m.Name); why != nil {
+			text += ": " + why.Error()
+		}
+		return refuse(wire.Expired, text)
 	case errors.Is(err, inbox.ErrClosed):
 		return refuse(wire.Unavailable, err.Error())
 	case ctx.Err() != nil:
@@ -192,8 +196,8 @@ func (s *Server) answer(w http.ResponseWriter, m *model.Model, req wire.V2Reques
 	text, hasBinary, err := wire.EncodeV2Response(wire.V2Response{
 		ID: req.ID, Model: m.Name, Version: strconv.Itoa(rep.Version), Outputs: outputs,
 	}, req.WantsBinary)
-	if err != nil {
-		return fmt.Errorf("model %s: %w", m.Name, err)
+	if err != nil { // the model's numbers, not a fault of this program: the client is told, no log
+		return admit.Refusef(wire.Failed, "model %s: %v", m.Name, err)
 	}
 	h := w.Header()
 	setTiming(h, rep.Timing, time.Since(start))

@@ -462,7 +462,7 @@ func TestExpiresWithoutAWorker(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := send(); got.code != 504 || got.header.Get(wire.HeaderStatus) != "expired" {
+			if got := send(); got.code != 504 || got.header.Get(wire.HeaderStatus) != "expired" || !strings.Contains(got.errorText(), "no gpu-let serves it") {
 				t.Errorf("%d %s", got.code, got.body)
 			}
 		})
