@@ -303,7 +303,7 @@ func (s status) head(b *strings.Builder) {
 		}
 		fmt.Fprintf(b, ", %s old, %s, %d GPUs used, %d desired", seconds(s.Plan.AgeS), s.Plan.Algorithm, s.Plan.GPUsUsed, s.Plan.DesiredGPUs)
 		if s.Plan.Reason != "" {
-			fmt.Fprintf(b, ": %s", s.Plan.Reason)
+			fmt.Fprintf(b, "\nmade because: %s", s.Plan.Reason) // then, not now
 		}
 		fmt.Fprintln(b)
 	}
