@@ -34,7 +34,7 @@ func newServeCommand() *cobra.Command {
   frontend serve --http-addr :9000 --state-dir /var/lib/gpulet
   GPULET_NATS_URL=nats://nats:4222 frontend serve      with a NATS server of your own
   curl localhost:8000/v2/health/ready                  is the system ready?
-  curl localhost:8000/v2/models/lenet/infer -d '{"inputs":[{"name":"input","shape":[1,1,28,28],"datatype":"FP32","data":[...]}]}'`,
+  curl localhost:8000/v2/models/lenet/infer -d '{"inputs":[{"name":"input","shape":[1,1,28,28],"datatype":"UINT8","data":[...]}]}'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := cli.Load(cmd, &cfg); err != nil {
 				return err

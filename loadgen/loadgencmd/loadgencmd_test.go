@@ -204,8 +204,10 @@ func TestInterruptedRunsReport(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
-	code := cli.Run(ctx, newRootCommand(), []string{"run", "--rates", "digits=200", "--duration", "1h", "--json", "-",
-		"--nats-url", sys.NATS.URL(), "--state-dir", sys.NATS.StateDir()}, &stdout, &stderr)
+	code := cli.Run(ctx, newRootCommand(), []string{
+		"run", "--rates", "digits=200", "--duration", "1h", "--json", "-",
+		"--nats-url", sys.NATS.URL(), "--state-dir", sys.NATS.StateDir(),
+	}, &stdout, &stderr)
 	var doc report.Run
 	if err := json.Unmarshal(stdout.Bytes(), &doc); err != nil || code != 0 {
 		t.Fatalf("exit %d, %v: %s", code, err, &stderr)
@@ -362,8 +364,10 @@ func TestSamplesOfAnotherModelAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stdout, stderr bytes.Buffer
-	code := cli.Run(t.Context(), newRootCommand(), []string{"run", "--rates", "digits=1", "--models", dir,
-		"--nats-url", sys.NATS.URL(), "--state-dir", sys.NATS.StateDir()}, &stdout, &stderr)
+	code := cli.Run(t.Context(), newRootCommand(), []string{
+		"run", "--rates", "digits=1", "--models", dir,
+		"--nats-url", sys.NATS.URL(), "--state-dir", sys.NATS.StateDir(),
+	}, &stdout, &stderr)
 	if code != 1 || !strings.Contains(stderr.String(), file) {
 		t.Errorf("exit %d: %s", code, &stderr)
 	}

@@ -59,9 +59,11 @@ type mix struct {
 // SLOs per stage are those of github.com/casys-kaist/glet, scripts/createMultiModelAppConfigs.py.
 var paperMixes = map[string]mix{
 	"game": {map[string]float64{"lenet": 6, "resnet50": 1}, map[string]time.Duration{
-		"lenet": 108 * time.Millisecond, "resnet50": 108 * time.Millisecond}, 1},
+		"lenet": 108 * time.Millisecond, "resnet50": 108 * time.Millisecond,
+	}, 1},
 	"traffic": {map[string]float64{"ssd-mobilenetv1": 1, "googlenet": 1, "vgg16": 1}, map[string]time.Duration{
-		"ssd-mobilenetv1": 90 * time.Millisecond, "googlenet": 112 * time.Millisecond, "vgg16": 112 * time.Millisecond}, 1},
+		"ssd-mobilenetv1": 90 * time.Millisecond, "googlenet": 112 * time.Millisecond, "vgg16": 112 * time.Millisecond,
+	}, 1},
 	"scen1": equalRates("googlenet", "bert", "mnasnet1_0", "mobilenet_v2"),
 	"scen2": equalRates("densenet161", "vgg16"),
 	"scen3": equalRates("resnet50", "vgg16", "mobilenet_v2"),

@@ -80,7 +80,8 @@ func TestNamesEveryBrokenRuleWithNumbers(t *testing.T) {
 		{"form", func(_ *problem.Input, p *plan.Plan) { p.Gpulets[1].ID = "x" }, []string{`form:: key "gpulets[1].id": found "x" again: expected ids to differ`}},
 		{"no such GPU", func(_ *problem.Input, p *plan.Plan) { p.Gpulets[1].GPU = 3 }, []string{"device: y h/3: no such GPU in the problem"}},
 		{"other type", func(_ *problem.Input, p *plan.Plan) { p.Gpulets[1].GPUType = "G2" }, []string{
-			`device: y h/0: planned for type "G2", the GPU is a "g"`, "profile: y b: no profile on G2"}},
+			`device: y h/0: planned for type "G2", the GPU is a "g"`, "profile: y b: no profile on G2",
+		}},
 		{"share not allowed", func(_ *problem.Input, p *plan.Plan) { p.Gpulets[1].Share = 55 }, []string{"device: y h/0: share 55 %, the GPU allows [40 50 60 100]"}},
 		{"memory", func(in *problem.Input, _ *plan.Plan) { in.ContextBytes = 250 << 20 }, []string{"memory: h/0: 1100 MiB for models and contexts, the GPU has 1000 MiB"}},
 		{"models", func(in *problem.Input, p *plan.Plan) {
@@ -88,24 +89,30 @@ func TestNamesEveryBrokenRuleWithNumbers(t *testing.T) {
 			p.Gpulets = []plan.Gpulet{let("x", 100, serve("a", 2, 100), serve("b", 2, 100))}
 		}, []string{"models: x h/0: 2 models share it, at most 1 may"}},
 		{"batch not profiled", func(_ *problem.Input, p *plan.Plan) { p.Gpulets[1].Models[0].Batch = 9 }, []string{
-			"profile: y b: profile of b on g: share 40: batch 9: outside the profiled range: expected 1..4"}},
+			"profile: y b: profile of b on g: share 40: batch 9: outside the profiled range: expected 1..4",
+		}},
 		{"batch above the model's", func(in *problem.Input, p *plan.Plan) { in.Models[0].MaxBatch = 1 }, []string{"profile: x a: batch 2, the model takes at most 1"}},
 		{"unknown model", func(_ *problem.Input, p *plan.Plan) { p.Gpulets[1].Models[0].Model = "c" }, []string{
-			"profile: y c: no such model in the problem", "coverage: b: 0/s planned and 0/s unserved, 100/s asked"}},
+			"profile: y c: no such model in the problem", "coverage: b: 0/s planned and 0/s unserved, 100/s asked",
+		}},
 		{"rate", func(_ *problem.Input, p *plan.Plan) {
 			p.Gpulets[0].Models[0].Batch = 1
 			p.Gpulets[0].Models[0].RateRPS = 101
 		}, []string{
-			"rate: x a: 1.01 requests arrive in a duty cycle of 10 ms at 101/s, the batch takes 1"}},
+			"rate: x a: 1.01 requests arrive in a duty cycle of 10 ms at 101/s, the batch takes 1",
+		}},
 		{"SLO", func(in *problem.Input, _ *plan.Plan) { in.Models[0].SLO = 20 * time.Millisecond }, []string{
-			"slo: x a: worst case 24 ms (duty cycle 12 + batch 12), SLO 20 ms"}},
+			"slo: x a: worst case 24 ms (duty cycle 12 + batch 12), SLO 20 ms",
+		}},
 		{"SLO with neighbours", func(in *problem.Input, _ *plan.Plan) {
 			in.Interference = byShare{}
 			in.Models[0].SLO = 30 * time.Millisecond
 		}, []string{
-			"slo: x a: worst case 38.4 ms (duty cycle 19.2 + batch 19.2), SLO 30 ms"}},
+			"slo: x a: worst case 38.4 ms (duty cycle 19.2 + batch 19.2), SLO 30 ms",
+		}},
 		{"SLO with buffer", func(in *problem.Input, _ *plan.Plan) { in.Buffer = 2; in.Models[0].SLO = 47 * time.Millisecond }, []string{
-			"rate: x a: 2.4 requests arrive", "slo: x a: worst case 48 ms"}},
+			"rate: x a: 2.4 requests arrive", "slo: x a: worst case 48 ms",
+		}},
 		{"duty of two models", func(_ *problem.Input, p *plan.Plan) {
 			p.Gpulets = []plan.Gpulet{let("x", 100, serve("a", 4, 100), serve("b", 4, 100))}
 		}, []string{"slo: x b: worst case 32 ms (duty cycle 24 + batch 8), SLO 30 ms"}},

@@ -129,12 +129,3 @@ func (c *cover) pivot(p column) bool {
 	c.basis[out] = p
 	return true
 }
-
-// total is the objective: how many GPUs the patterns of the basis take.
-func (c *cover) total() float64 {
-	sum := 0.0
-	for i, p := range c.basis {
-		sum += p.cost * c.x[i]
-	}
-	return sum
-}
