@@ -56,13 +56,13 @@ func TestMissingEngineLibrarySaysWhatToDo(t *testing.T) {
 	worker.WaitLine(t, "what to do", func(line string) bool { return containsAll(line, missing, "make engine") })
 }
 
-func TestProfileOfAnotherModelIsNotUsed(t *testing.T) {
+// TestProfileOfAnotherArchiveIsNotUsed starts a worker on measurements that were kept of another
+// archive of the model, as after a new version: they are refused, by hash, and made anew.
+func TestProfileOfAnotherArchiveIsNotUsed(t *testing.T) {
 	r := newRepository(t, "double")
-	profiles := t.TempDir()
-	s := harness.Up(t, harness.Config{Models: r.dir, Engine: "ref"})
-	s.WaitReady(t, "double")
-	// The profile that the worker measured, as if it were of another archive.
-	files, err := filepath.Glob(filepath.Join(s.StateDir, "profiles", "*", "double.json"))
+	first := harness.Up(t, harness.Config{Models: r.dir, Engine: "ref"})
+	first.WaitReady(t, "double")
+	files, err := filepath.Glob(filepath.Join(first.StateDir, "profiles", "*", "double.json"))
 	if err != nil || len(files) != 1 {
 		t.Fatalf("profiles of double in the state folder: %v, %v", files, err)
 	}
@@ -74,19 +74,19 @@ func TestProfileOfAnotherModelIsNotUsed(t *testing.T) {
 		Hash string `json:"model_hash"`
 	}](t, string(text)).Hash
 	other := strings.Repeat("0", len(hash))
-	folder := filepath.Join(profiles, filepath.Base(filepath.Dir(files[0])))
+	cache := t.TempDir()
+	folder := filepath.Join(cache, filepath.Base(filepath.Dir(files[0])))
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(folder, "double.json"), []byte(strings.Replace(string(text), hash, other, 1)), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s.Planner.Signal(syscall.SIGTERM)
-	s.Planner.Wait(t)
-	planner := s.Start(t, "planner", "run", "--nats-url", s.NATS, "--state-dir", s.StateDir, "--metrics-addr", "127.0.0.1:0",
-		"--models", r.dir, "--profiles", profiles, "--epoch", "2s")
-	planner.WaitLine(t, "words about the other hash", func(line string) bool { return containsAll(line, "double", "000000") })
-	allRight(t, "double", load(t, s, "--rates", "double=20", "--duration", "1s").Total)
+
+	second := harness.Up(t, harness.Config{Models: r.dir, Engine: "ref", WorkerArgs: []string{"--profile-cache", cache}})
+	second.Worker.WaitLine(t, "words about the other hash", func(line string) bool { return containsAll(line, "double", "000000", "refused") })
+	second.WaitReady(t, "double")
+	allRight(t, "double", load(t, second, "--rates", "double=20", "--duration", "1s").Total)
 }
 
 func TestPortsInUseAreNamed(t *testing.T) {
