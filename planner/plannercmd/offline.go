@@ -1,14 +1,21 @@
 package plannercmd
 
-import "github.com/spf13/cobra"
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/gpulet/gpulet/shared/cli"
+)
 
 // offlineCommands are those that need files only, no running system.
 func offlineCommands() []*cobra.Command {
-	return []*cobra.Command{
+	commands := []*cobra.Command{
 		newPlanCommand(),
-		newCompareCommand(),
 		newPeakCommand(),
 		newFitCommand(),
 		newSimulateCommand(),
 	}
+	for _, c := range commands {
+		cli.Interruptible(c)
+	}
+	return append(commands, newCompareCommand()) // which shows what it has when it is interrupted
 }

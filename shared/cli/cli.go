@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -32,6 +34,13 @@ func Main(root *cobra.Command) {
 	code := Run(ctx, root, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
+}
+
+// Interruptible marks a command that only computes: SIGINT and SIGTERM end it at once, as there is
+// nothing to finish or to give back.
+func Interruptible(cmd *cobra.Command) *cobra.Command {
+	cmd.PreRun = func(*cobra.Command, []string) { signal.Reset(syscall.SIGINT, syscall.SIGTERM) }
+	return cmd
 }
 
 // Run runs root with args and returns the exit code; an error is printed to stderr as
