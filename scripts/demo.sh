@@ -141,7 +141,9 @@ prepare() {
 	step "build"
 	make --no-print-directory build engine
 	step "models"
-	scripts/python.sh scripts/export_models.py "$repository" "${models[@]}" --slo mobilenet_v2=400ms --slo bert_tiny=200ms --slo lenet=100ms
+	scripts/python.sh scripts/export_models.py "$repository" "${models[@]}" \
+		--slo mobilenet_v2=400ms --slo bert_tiny=200ms --slo lenet=100ms \
+		--timeout mobilenet_v2=5s --timeout bert_tiny=5s --timeout lenet=5s
 	scripts/python.sh - "$repository/lenet/samples.msgpack" "$dir/digit.json" <<'PYTHON'
 import json, sys
 import msgpack

@@ -229,7 +229,7 @@ def check_outputs(outputs: modelrepo.Tensors) -> None:
 # --- the command ----------------------------------------------------------------------------------------
 
 
-def export(root: Path, name: str, slo: str, weights: bool) -> str:
+def export(root: Path, name: str, slo: str, timeout: str, weights: bool) -> str:
     """Build, check and write one model; returns a line on what was made."""
     recipe, started = ZOO[name], time.monotonic()
     pretrained = weights and recipe.pretrained
@@ -247,7 +247,7 @@ def export(root: Path, name: str, slo: str, weights: bool) -> str:
         raise ValueError(f"half precision changes the outputs by {half:.1%}: expected at most {HALF_TOLERANCE:.0%}")
     kind = "pretrained weights" if pretrained else "seeded weights"
     entry = modelrepo.Entry(name, slo, recipe.max_batch, recipe.inputs, recipe.outputs,
-                            about=f"{recipe.about}; {kind}; made by scripts/export_models.py")
+                            about=f"{recipe.about}; {kind}; made by scripts/export_models.py", timeout=timeout)
     folder = modelrepo.save(root, entry, module, samples)
     size = (folder / "1" / "model.pt").stat().st_size
     return f"{kind}, {size / 1e6:.1f} MB, half precision within {half:.2%}, {time.monotonic() - started:.1f} s"
@@ -265,20 +265,31 @@ def copy_trained(root: Path, name: str) -> str:
     return "the trained one, copied"
 
 
-def provide(root: Path, name: str, slo: Optional[str], weights: bool, force: bool) -> str:
-    """Bring one model into the repository, or only its SLO up to date; returns a line on what was done."""
+def provide(root: Path, name: str, slo: Optional[str], timeout: Optional[str], weights: bool, force: bool) -> str:
+    """Bring one model into the repository, or only its durations up to date; returns a line on what was done."""
     config = root / name / "model.yaml"
     if config.exists() and not force:
         done = "already there"
     elif ZOO[name].build is None:
         done = copy_trained(root, name)
     else:
-        return export(root, name, slo or ZOO[name].slo, weights)
-    if slo:
-        text = re.sub(r"(?m)^slo: .*$", f"slo: {slo}", config.read_text())
-        modelrepo.replace(config, text.encode())
-        done += f", slo {slo}"
+        return export(root, name, slo or ZOO[name].slo, timeout or "", weights)
+    if slo or timeout:
+        done += modelrepo.set_durations(config, slo, timeout)
     return done
+
+
+def durations(parser: argparse.ArgumentParser, flag: str, items: Sequence[str]) -> Dict[str, str]:
+    """The NAME=DURATION values of a flag."""
+    by_name = {}
+    for item in items:
+        name, _, value = item.partition("=")
+        if name not in ZOO:
+            parser.error(f"{flag} {item}: unknown model {name!r}: expected one of {', '.join(ZOO)}")
+        if not re.fullmatch(r"(\d+(\.\d+)?(us|ms|s|m))+", value):
+            parser.error(f"{flag} {item}: duration {value!r}: expected one like 64ms or 1.5s")
+        by_name[name] = value
+    return by_name
 
 
 def alone(task: Callable[..., str], *args) -> str:
@@ -311,6 +322,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("out", type=Path, nargs="?", metavar="OUTDIR", help="model repository to write into")
     parser.add_argument("names", nargs="*", metavar="NAME", help="models to export (default: all)")
     parser.add_argument("--slo", action="append", default=[], metavar="NAME=DURATION", help="SLO in model.yaml instead of the paper's; may repeat")
+    parser.add_argument("--timeout", action="append", default=[], metavar="NAME=DURATION", help="when a request is given up, instead of twice the SLO; may repeat")
     parser.add_argument("--weights", action="store_true", help="pretrained weights from torchvision where it has them (downloads)")
     parser.add_argument("--force", action="store_true", help="export again what is already there")
     parser.add_argument("--verify", type=Path, metavar="DIR", help="reload the archives in DIR and check their samples; exports nothing")
@@ -325,15 +337,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         for name in args.names:
             if name not in ZOO:
                 parser.error(f"unknown model {name!r}: expected one of {known}")
-    slos = {}
-    for item in args.slo:
-        name, _, slo = item.partition("=")
-        if name not in ZOO:
-            parser.error(f"--slo {item}: unknown model {name!r}: expected one of {known}")
-        if not re.fullmatch(r"(\d+(\.\d+)?(us|ms|s|m))+", slo):
-            parser.error(f"--slo {item}: duration {slo!r}: expected one like 64ms or 1.5s")
-        slos[name] = slo
-    args.slo = slos
+    args.slo = durations(parser, "--slo", args.slo)
+    args.timeout = durations(parser, "--timeout", args.timeout)
     return args
 
 
@@ -351,7 +356,7 @@ def main(argv: Sequence[str]) -> int:
     failed = 0
     for name in args.names or list(ZOO):
         try:
-            done = alone(provide, args.out, name, args.slo.get(name), args.weights, args.force)
+            done = alone(provide, args.out, name, args.slo.get(name), args.timeout.get(name), args.weights, args.force)
             print(f"{name}: {done}", flush=True)
         except ImportError as err:
             failed += 1

@@ -7,6 +7,7 @@ format is the server's; nothing here imports torchvision or knows an architectur
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ class Entry:
     about: str = ""               #: a line for the head of model.yaml
     precision: str = "stored"
     version: int = 1
+    timeout: str = ""             #: a Go duration; empty: twice the SLO
 
 
 @dataclass
@@ -115,13 +117,28 @@ def spec(name: str, t: torch.Tensor) -> str:
 
 def model_yaml(entry: Entry, samples: Samples) -> str:
     head = f"# {entry.about}\n" if entry.about else ""
-    lines = [f"name: {entry.name}", f"slo: {entry.slo}", f"max_batch: {entry.max_batch}"]
+    lines = [f"name: {entry.name}", f"slo: {entry.slo}"]
+    if entry.timeout:
+        lines.append(f"timeout: {entry.timeout}")
+    lines.append(f"max_batch: {entry.max_batch}")
     if entry.precision != "stored":
         lines.append(f"precision: {entry.precision}")
     for key, names, tensors in (("inputs", entry.inputs, samples.inputs), ("outputs", entry.outputs, samples.outputs)):
         lines.append(f"{key}:")
         lines += [f"  - {spec(n, t)}" for n, t in zip(names, tensors)]
     return head + "\n".join(lines) + "\n"
+
+
+def set_durations(config: Path, slo: Optional[str], timeout: Optional[str]) -> str:
+    """Bring the durations of a model.yaml up to date; returns what was set, for a line on what was done."""
+    text = config.read_text()
+    if slo:
+        text = re.sub(r"(?m)^slo: .*$", f"slo: {slo}", text)
+    if timeout:
+        text = re.sub(r"(?m)^timeout: .*\n", "", text)
+        text = re.sub(r"(?m)^slo: .*$", lambda line: f"{line.group()}\ntimeout: {timeout}", text)
+    replace(config, text.encode())
+    return "".join(f", {key} {value}" for key, value in (("slo", slo), ("timeout", timeout)) if value)
 
 
 def save_samples(path: Path, entry: Entry, samples: Samples) -> None:

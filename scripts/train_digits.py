@@ -89,6 +89,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=120, metavar="N", help="passes over the training digits (default 120)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of split, weights and augmentation (default 1)")
     parser.add_argument("--slo", default="50ms", metavar="DURATION", help="SLO in model.yaml (default 50ms, which a laptop's CPU keeps)")
+    parser.add_argument("--timeout", default="5s", metavar="DURATION", help="timeout in model.yaml (default 5s, which outlives the restart of a gpu-let)")
     args = parser.parse_args()
 
     torch.set_num_threads(1)  # the order of sums, and so the archive, must not depend on the machine's cores
@@ -102,7 +103,7 @@ def main() -> int:
     module = modelrepo.trace(model, samples.inputs)
     samples.outputs = modelrepo.run(module, samples.inputs, batch=1)
     entry = modelrepo.Entry("lenet", args.slo, 32, ["input"], ["output"],
-                            about="LeNet-5 on handwritten digits; made by scripts/train_digits.py")
+                            about="LeNet-5 on handwritten digits; made by scripts/train_digits.py", timeout=args.timeout)
     right = (samples.outputs[0].argmax(1) == held_y).sum().item()
     accuracy = right / len(held_y)
     print(f"held out: {right} of {len(held_y)} right ({accuracy:.2%}) after {time.monotonic() - started:.0f} s")
