@@ -4,9 +4,9 @@
 # small requests, and the memory of each process.
 #
 # usage: scripts/bench/pipeline.sh       with `make up` running in another terminal
-#   RATE     requests/s of the latency run (default 50)
-#   SPAN how long it lasts (default 20)
-#   SEARCH   0 leaves the search for the highest rate out (it takes about three minutes)
+#   RATE    requests/s of the latency run (default 50)
+#   SPAN    how many seconds it lasts (default 20)
+#   SEARCH  0 leaves the search for the highest rate out (it takes about three minutes)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
