@@ -19,7 +19,9 @@ type Config struct {
 	// MaxBody bounds a request's body. JSON takes two to four times the bytes of its tensors, which
 	// are bounded by the NATS server's max payload.
 	MaxBody int64 `env:"MAX_BODY" envDefault:"33554432" usage:"largest HTTP request body in bytes"`
-	// MaxInFlight bounds the requests that are held at once, and with MaxBody the memory they take.
+	// MaxBodies bounds the memory that bodies take while they are read and sent.
+	MaxBodies int64 `env:"MAX_BODIES" envDefault:"1073741824" usage:"most bytes of request bodies held at once; more are refused with 429"`
+	// MaxInFlight bounds the requests that are held at once.
 	MaxInFlight int64 `env:"MAX_IN_FLIGHT" envDefault:"16384" usage:"most requests at once; more are refused with 429"`
 	// Refresh is how often states and lag are read: a model is ready at most so late.
 	Refresh time.Duration `env:"REFRESH" envDefault:"1s" usage:"how often states of gpu-lets and lag of queues are read"`
@@ -41,6 +43,8 @@ func (c Config) Validate() error {
 	switch {
 	case c.MaxBody < 1<<10 || c.MaxBody > 1<<30:
 		return fmt.Errorf("--max-body %d: expected 1024 to %d bytes", c.MaxBody, 1<<30)
+	case c.MaxBodies < max(c.MaxBody, 16<<20):
+		return fmt.Errorf("--max-bodies %d: expected at least %d and --max-body, %d bytes", c.MaxBodies, 16<<20, c.MaxBody)
 	case c.MaxInFlight < 1:
 		return fmt.Errorf("--max-in-flight %d: expected 1 or more", c.MaxInFlight)
 	case c.Refresh < 10*time.Millisecond:

@@ -105,7 +105,7 @@ func start(ctx context.Context, g *lifecycle.Group, cfg Config, listener net.Lis
 	registerSystem(reg, replies, fl)
 
 	server := v2.New(fl, replies, v2.Options{
-		Version: cli.Version, MaxBody: cfg.MaxBody, MaxPayload: b.MaxPayload, MaxInFlight: cfg.MaxInFlight,
+		Version: cli.Version, MaxBody: cfg.MaxBody, MaxBodies: cfg.MaxBodies, MaxPayload: b.MaxPayload, MaxInFlight: cfg.MaxInFlight,
 	}, v2.NewMetrics(reg), log)
 	g.Go("http", func(ctx context.Context) error {
 		return serveHTTP(ctx, listener, routes(server, dash.New(fl)), cfg.Grace, log)

@@ -41,6 +41,17 @@ func Body(n, limit int64) error {
 	}
 }
 
+// Bodies refuses a body that makes all bodies held at once n bytes, over limit.
+func Bodies(n, limit int64) error {
+	if n <= limit {
+		return nil
+	}
+	return &Refusal{
+		Status: wire.Overloaded, Retry: time.Second,
+		Detail: fmt.Sprintf("request bodies of %d bytes are in flight: expected at most %d", n, limit),
+	}
+}
+
 // headroom is what headers may add to a message: names, ids, addresses.
 const headroom = 1024
 

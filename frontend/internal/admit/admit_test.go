@@ -130,3 +130,12 @@ func TestInFlight(t *testing.T) {
 		t.Error("an overload without a time to come back")
 	}
 }
+
+func TestBodies(t *testing.T) {
+	if err := Bodies(100, 100); err != nil {
+		t.Error(err)
+	}
+	if r := refusal(t, Bodies(101, 100), wire.Overloaded, "request bodies of 101 bytes are in flight: expected at most 100"); r.Retry <= 0 {
+		t.Error("an overload without a time to come back")
+	}
+}

@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gpulet/gpulet/frontend/internal/admit"
@@ -37,16 +37,34 @@ func putBuffer(b *[]byte) {
 	}
 }
 
-// readBody reads the whole body into buf. Its errors are Refusals, or the client's own failure to
-// send it.
-func readBody(w http.ResponseWriter, r *http.Request, buf *[]byte, limit int64) ([]byte, error) {
+// held is one request's part of the memory that all bodies may take together.
+type held struct {
+	total *atomic.Int64 // bytes of all bodies
+	limit int64
+	bytes int64 // of this one
+}
+
+// grow takes n bytes more. They are taken when it refuses, too: release gives them back.
+func (h *held) grow(n int) error {
+	h.bytes += int64(n)
+	return admit.Bodies(h.total.Add(int64(n)), h.limit)
+}
+
+func (h *held) release() {
+	h.total.Add(-h.bytes)
+	h.bytes = 0
+}
+
+// readBody reads the whole body into buf, whose bytes it counts in mem. Its errors are Refusals, or
+// the client's own failure to send it.
+func readBody(w http.ResponseWriter, r *http.Request, buf *[]byte, limit int64, mem *held) ([]byte, error) {
 	if err := admit.Body(r.ContentLength, limit); err != nil {
 		return nil, err
 	}
 	ctl := http.NewResponseController(w)
 	_ = ctl.SetReadDeadline(time.Now().Add(bodyTimeout)) // not supported in some tests only
 	defer func() { _ = ctl.SetReadDeadline(time.Time{}) }()
-	body, err := fill((*buf)[:0], r, limit)
+	body, err := fill((*buf)[:0], r, limit, mem)
 	if err != nil {
 		return nil, err
 	}
@@ -54,18 +72,19 @@ func readBody(w http.ResponseWriter, r *http.Request, buf *[]byte, limit int64) 
 	return body, nil
 }
 
-func fill(b []byte, r *http.Request, limit int64) ([]byte, error) {
-	if r.ContentLength >= 0 {
-		b = slices.Grow(b, int(r.ContentLength))[:r.ContentLength]
-		n, err := io.ReadFull(r.Body, b)
-		if err != nil {
-			return nil, admit.Refusef(wire.BadRequest, "request body: %d of %d bytes came: %v", n, r.ContentLength, err)
-		}
-		return b, nil
+// fill reads the body to its end. The buffer grows with what has come: an announced length costs a
+// client nothing, so it reserves nothing.
+func fill(b []byte, r *http.Request, limit int64, mem *held) ([]byte, error) {
+	if err := mem.grow(cap(b)); err != nil {
+		return nil, err
 	}
-	for { // sent in chunks: its size is known at its end
+	for {
 		if len(b) == cap(b) {
-			b = slices.Grow(b, max(4096, len(b)))
+			more := room(len(b), r.ContentLength)
+			if err := mem.grow(more); err != nil {
+				return nil, err
+			}
+			b = append(make([]byte, 0, len(b)+more), b...) // exactly as large as it is counted
 		}
 		n, err := r.Body.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
@@ -74,10 +93,22 @@ func fill(b []byte, r *http.Request, limit int64) ([]byte, error) {
 			return nil, admit.Body(int64(len(b)), limit)
 		case errors.Is(err, io.EOF):
 			return b, nil
+		case err != nil && r.ContentLength >= 0:
+			return nil, admit.Refusef(wire.BadRequest, "request body: %d of %d bytes came: %v", len(b), r.ContentLength, err)
 		case err != nil:
 			return nil, admit.Refusef(wire.BadRequest, "request body: %d bytes came: %v", len(b), err)
 		}
 	}
+}
+
+// room is how many bytes to make room for behind n that have come, of length announced (-1: none):
+// as many again, up to what was announced.
+func room(n int, length int64) int {
+	more := max(4096, n)
+	if left := length - int64(n); left > 0 {
+		more = min(more, int(left))
+	}
+	return more
 }
 
 // decode decodes a body by its headers: JSON with binary data behind it where headerJSONLength is

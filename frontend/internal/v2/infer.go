@@ -94,7 +94,9 @@ func (s *Server) submit(w http.ResponseWriter, r *http.Request, m *model.Model, 
 	defer putBuffer(body)
 	defer putBuffer(message)
 	var none wire.V2Request
-	raw, err := readBody(w, r, body, s.opts.MaxBody)
+	mem := &held{total: &s.bodies, limit: s.opts.MaxBodies}
+	defer mem.release()
+	raw, err := readBody(w, r, body, s.opts.MaxBody, mem)
 	if err != nil {
 		return nil, none, now, err
 	}

@@ -39,6 +39,7 @@ type Sender interface {
 type Options struct {
 	Version     string       // of this build, for GET /v2
 	MaxBody     int64        // bytes of a request body
+	MaxBodies   int64        // bytes of all request bodies held at once
 	MaxPayload  func() int64 // bytes of a message on the bus
 	MaxInFlight int64        // requests at once
 }
@@ -51,6 +52,7 @@ type Server struct {
 	metrics  *Metrics
 	log      *slog.Logger
 	inFlight atomic.Int64
+	bodies   atomic.Int64 // bytes of bodies that are being read or sent
 }
 
 // New returns a server; it counts in metrics.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -40,7 +41,7 @@ type door struct {
 
 func open(t testing.TB, s *frontendtest.System) *door {
 	t.Helper()
-	return openWith(t, s, v2.Options{Version: "1.2.3", MaxBody: 16 << 20, MaxPayload: s.Bus.MaxPayload, MaxInFlight: 1000})
+	return openWith(t, s, v2.Options{Version: "1.2.3", MaxBody: 16 << 20, MaxBodies: 1 << 30, MaxPayload: s.Bus.MaxPayload, MaxInFlight: 1000})
 }
 
 func openWith(t testing.TB, s *frontendtest.System, opts v2.Options) *door {
@@ -611,7 +612,7 @@ func TestCountsByModelAndStatus(t *testing.T) {
 
 func TestMoreThanMaxInFlightAreRefused(t *testing.T) {
 	s := frontendtest.Start(t, frontendtest.Toy())
-	d := openWith(t, s, v2.Options{MaxBody: 1 << 20, MaxPayload: s.Bus.MaxPayload, MaxInFlight: 1})
+	d := openWith(t, s, v2.Options{MaxBody: 1 << 20, MaxBodies: 1 << 30, MaxPayload: s.Bus.MaxPayload, MaxInFlight: 1})
 	var first sync.WaitGroup
 	first.Go(func() { d.post(t, toyInfer, goodToy) })
 	frontendtest.Eventually(t, "the first request is in flight", func() bool { return d.Inbox.Stats().Pending == 1 })
@@ -621,6 +622,54 @@ func TestMoreThanMaxInFlightAreRefused(t *testing.T) {
 	}
 	d.Work(t, frontendtest.Toy(), frontendtest.ToyWorker)
 	first.Wait()
+}
+
+// Bodies that never come take no memory: far more are announced than may be held.
+func TestAnnouncedBodiesTakeNoMemory(t *testing.T) {
+	s := frontendtest.Start(t, frontendtest.Toy())
+	d := openWith(t, s, v2.Options{MaxBody: 16 << 20, MaxBodies: 256 << 20, MaxPayload: s.Bus.MaxPayload, MaxInFlight: 1000})
+	d.Work(t, frontendtest.Toy(), frontendtest.ToyWorker)
+	var idle []net.Conn
+	for range 20 {
+		idle = append(idle, d.announce(t, 16<<20))
+	}
+	frontendtest.Eventually(t, "the idle requests are in flight", func() bool {
+		return d.inFlight(t) == float64(len(idle))
+	})
+	if got := d.post(t, toyInfer, goodToy); got.code != 200 {
+		t.Errorf("%d %s", got.code, got.body)
+	}
+	for _, c := range idle {
+		_ = c.Close()
+	}
+}
+
+func (d *door) inFlight(t testing.TB) float64 {
+	t.Helper()
+	families, err := d.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "gpulet_frontend_requests_in_flight" {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	return 0
+}
+
+// announce begins a request whose body of n bytes is not sent.
+func (d *door) announce(t testing.TB, n int) net.Conn {
+	t.Helper()
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(d.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	if _, err := fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: door\r\nContent-Length: %d\r\n\r\n", toyInfer, n); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // Concurrent clients get their own answers, in their own form.
