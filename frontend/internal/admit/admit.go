@@ -67,10 +67,15 @@ func Message(n int, maxPayload int64) error {
 	}
 }
 
-// Tensors refuses a request whose inputs or wanted outputs are not those of m.
+// Tensors refuses a request whose inputs or wanted outputs are not those of m, or that has more
+// samples than m takes.
 func Tensors(req wire.Request, m *model.Model) error {
-	if _, err := req.Check(m.Inputs); err != nil {
+	samples, err := req.Check(m.Inputs)
+	if err != nil {
 		return BadRequest(fmt.Errorf("model %s: %w", m.Name, err))
+	}
+	if samples > int64(m.MaxBatch) {
+		return Refusef(wire.BadRequest, "model %s: %d samples: expected at most %d, the model's max_batch", m.Name, samples, m.MaxBatch)
 	}
 	if err := req.CheckOutputs(m.Outputs); err != nil {
 		return BadRequest(fmt.Errorf("model %s: %w", m.Name, err))

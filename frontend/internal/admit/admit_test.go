@@ -14,7 +14,7 @@ import (
 )
 
 var toy = &model.Model{Config: model.Config{
-	Name: "toy", Timeout: 2 * time.Second,
+	Name: "toy", Timeout: 2 * time.Second, MaxBatch: 8,
 	Inputs:  []tensor.Spec{{Name: "x", DType: tensor.FP32, Shape: []int64{2}}},
 	Outputs: []tensor.Spec{{Name: "y", DType: tensor.FP32, Shape: []int64{1}}},
 }}
@@ -61,6 +61,16 @@ func TestTensorsNameTheModel(t *testing.T) {
 	}
 	refusal(t, Tensors(wire.Request{}, toy), wire.BadRequest, `model toy: input "x" is missing`)
 	refusal(t, Tensors(wire.Request{Inputs: []tensor.Tensor{x}, Outputs: []string{"z"}}, toy), wire.BadRequest, `model toy: output "z"`)
+}
+
+func TestMoreSamplesThanMaxBatchAreRefused(t *testing.T) {
+	request := func(n int64) wire.Request {
+		return wire.Request{Inputs: []tensor.Tensor{{Name: "x", DType: tensor.FP32, Shape: []int64{n, 2}, Data: make([]byte, 8*n)}}}
+	}
+	if err := Tensors(request(8), toy); err != nil {
+		t.Error(err)
+	}
+	refusal(t, Tensors(request(9), toy), wire.BadRequest, "model toy: 9 samples: expected at most 8, the model's max_batch")
 }
 
 func TestDeadline(t *testing.T) {

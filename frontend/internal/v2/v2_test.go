@@ -304,6 +304,7 @@ func TestBadRequestsNeverReachTheQueue(t *testing.T) {
 		{"wrong shape", "toy", x(`"shape":[1,3],"datatype":"FP32","data":[1,2,3]`), nil, 400, `input "x": shape [1 3]: expected [batch 2]`},
 		{"no batch dimension", "toy", x(`"shape":[2],"datatype":"FP32","data":[1,2]`), nil, 400, `input "x": shape [2]: expected [batch 2]`},
 		{"no sample", "toy", x(`"shape":[0,2],"datatype":"FP32","data":[]`), nil, 400, `input "x": shape [0 2]: expected [batch 2]`},
+		{"too many samples", "toy", x(`"shape":[9,2],"datatype":"FP32","data":[1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9]`), nil, 400, "model toy: 9 samples: expected at most 8"},
 		{"too few elements", "toy", x(`"shape":[1,2],"datatype":"FP32","data":[1]`), nil, 400, "inputs[0].data: 1 elements: expected 2"},
 		{"huge dimensions", "toy", x(`"shape":[4611686018427387904,2],"datatype":"FP32","data":[1]`), nil, 400, "is too large"},
 		{"unknown datatype", "toy", x(`"shape":[1,2],"datatype":"BYTES","data":["a","b"]`), nil, 400, `dtype "BYTES": expected one of FP32`},
