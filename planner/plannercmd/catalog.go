@@ -6,11 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/gpulet/gpulet/planner/internal/pack"
 	"github.com/gpulet/gpulet/shared/model"
 )
 
@@ -92,10 +94,43 @@ func parseAssignments[V any](flag, text string, parse func(string) (V, error)) (
 	return out, nil
 }
 
+// parseNames reads name,name,... with each name once.
+func parseNames(flag, text string) ([]string, error) {
+	var names []string
+	for _, part := range strings.Split(text, ",") {
+		name := strings.TrimSpace(part)
+		switch {
+		case name == "":
+			return nil, fmt.Errorf("--%s: found %q: expected name,...", flag, text)
+		case slices.Contains(names, name):
+			return nil, fmt.Errorf("--%s: found %s again: expected each once", flag, name)
+		}
+		names = append(names, name)
+	}
+	return names, nil
+}
+
+// parseAlgorithms reads --algorithms.
+func parseAlgorithms(text string) ([]string, error) {
+	names, err := parseNames("algorithms", text)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if _, err := pack.ByName(name); err != nil {
+			return nil, fmt.Errorf("--algorithms: %w", err)
+		}
+	}
+	return names, nil
+}
+
+// maxRate bounds a rate on the command line, requests per second.
+const maxRate = 1e9
+
 func parseRate(text string) (float64, error) {
 	rate, err := strconv.ParseFloat(text, 64)
-	if err != nil || !(rate >= 0) || rate > 1e9 {
-		return 0, fmt.Errorf("found %q: expected requests per second, 0 or more", text)
+	if err != nil || !(rate >= 0) || rate > maxRate {
+		return 0, fmt.Errorf("found %q: expected requests per second, 0..%g", text, maxRate)
 	}
 	return rate, nil
 }

@@ -47,10 +47,11 @@ func (c *compareConfig) Validate() error {
 	if c.Over == "" {
 		return errors.New("--over: found none: expected models, comma-separated")
 	}
-	for _, name := range strings.Split(c.Algorithms, ",") {
-		if _, err := pack.ByName(name); err != nil {
-			return fmt.Errorf("--algorithms: %w", err)
-		}
+	if _, err := parseNames("over", c.Over); err != nil {
+		return err
+	}
+	if _, err := parseAlgorithms(c.Algorithms); err != nil {
+		return err
 	}
 	if c.Workers < 0 {
 		return fmt.Errorf("--workers: found %d: expected 0 or more", c.Workers)
@@ -58,6 +59,9 @@ func (c *compareConfig) Validate() error {
 	grid, err := c.grid()
 	if err != nil {
 		return err
+	}
+	if slices.Max(grid) == 0 {
+		return errors.New("--grid: found only zeros: expected a rate above 0")
 	}
 	if n := math.Pow(float64(len(grid)), float64(len(strings.Split(c.Over, ",")))); n > maxScenarios {
 		return fmt.Errorf("--grid: found %.0f scenarios: expected at most %d", n, maxScenarios)
@@ -71,6 +75,9 @@ func (c *compareConfig) grid() ([]float64, error) {
 		rate, err := parseRate(strings.TrimSpace(text))
 		if err != nil {
 			return nil, fmt.Errorf("--grid: %w", err)
+		}
+		if slices.Contains(grid, rate) {
+			return nil, fmt.Errorf("--grid: found %v again: expected each rate once", rate)
 		}
 		grid = append(grid, rate)
 	}
@@ -133,9 +140,9 @@ type scenarioOutcome struct {
 }
 
 func compare(cmd *cobra.Command, cfg *compareConfig) error {
-	names := strings.Split(cfg.Over, ",")
-	for i := range names {
-		names[i] = strings.TrimSpace(names[i])
+	names, err := parseNames("over", cfg.Over)
+	if err != nil {
+		return err
 	}
 	p, err := cfg.Problem.load(cfg.Models, names, cmd.ErrOrStderr())
 	if err != nil {
@@ -145,7 +152,10 @@ func compare(cmd *cobra.Command, cfg *compareConfig) error {
 	if err != nil {
 		return err
 	}
-	algorithms := strings.Split(cfg.Algorithms, ",")
+	algorithms, err := parseAlgorithms(cfg.Algorithms)
+	if err != nil {
+		return err
+	}
 	outcomes, err := cfg.runAll(cmd.Context(), p, names, grid, algorithms, progressTo(cmd.ErrOrStderr()))
 	if err != nil {
 		return err

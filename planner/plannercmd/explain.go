@@ -88,6 +88,7 @@ type explainedNote struct {
 	Where    string   `json:"where"`
 	Chosen   string   `json:"chosen"`
 	Rejected []string `json:"rejected"`
+	Load     []string `json:"load"`
 }
 
 // explain reads the running system and asks package epoch about it.
@@ -183,7 +184,7 @@ func newExplained(current plan.Plan, report []plan.ModelDemand, e epoch.Explanat
 	}
 	for _, n := range e.Notes {
 		if wanted(n.Model) {
-			x.Notes = append(x.Notes, explainedNote{n.Model, places[n.Gpulet], n.Chosen, n.Rejected})
+			x.Notes = append(x.Notes, explainedNote{n.Model, places[n.Gpulet], n.Chosen, n.Rejected, n.Load})
 		}
 	}
 	for model, reason := range e.Reasons {
@@ -240,6 +241,9 @@ func (x explained) fresh(b *strings.Builder) {
 		fmt.Fprintf(b, "  %s on %s: %s\n", n.Model, n.Where, n.Chosen)
 		for _, r := range n.Rejected {
 			fmt.Fprintf(b, "    not %s\n", r)
+		}
+		for _, l := range n.Load {
+			fmt.Fprintf(b, "    %s\n", l)
 		}
 	}
 }

@@ -1,10 +1,13 @@
 package plannercmd
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -27,9 +30,14 @@ type fitConfig struct {
 	JSON     bool   `env:"JSON" envDefault:"false" usage:"print JSON"`
 }
 
+// fitKinds are the kinds of model that are fitted, in the order in which they are tried.
+var fitKinds = []string{interference.Linear, interference.Anchored, interference.Pairwise}
+
 // Validate names the first setting that is out of range.
 func (c *fitConfig) Validate() error {
 	switch {
+	case c.Kind != "" && !slices.Contains(fitKinds, c.Kind):
+		return fmt.Errorf("--kind: found %q: expected one of %s", c.Kind, strings.Join(fitKinds, ", "))
 	case c.Pairs != "" && (c.Latency == "" || c.Util == ""):
 		return errors.New("--pairs: expected --latency and --util with it")
 	case c.Pairs != "" && c.Write:
@@ -68,7 +76,7 @@ func runFit(cmd *cobra.Command, cfg *fitConfig) error {
 	}
 	var fits []*profile.Interference
 	var best *profile.Interference
-	for _, kind := range []string{interference.Linear, interference.Anchored, interference.Pairwise} {
+	for _, kind := range fitKinds {
 		f, err := interference.Fit(set, runs, kind)
 		if err != nil {
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", kind, err)
@@ -80,7 +88,7 @@ func runFit(cmd *cobra.Command, cfg *fitConfig) error {
 		}
 	}
 	if best == nil {
-		return fmt.Errorf("no model could be fitted to the %d co-runs of %s", len(runs.Runs), runs.GPUType)
+		return fmt.Errorf("%s could not be fitted to the %d co-runs of %s", cmp.Or(cfg.Kind, "no kind of model"), len(runs.Runs), runs.GPUType)
 	}
 	if cfg.Write {
 		path := filepath.Join(cfg.Profiles, cfg.GPU, profile.InterferenceFile)

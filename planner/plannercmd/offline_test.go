@@ -77,8 +77,8 @@ func TestOfflineToolsRefuseWithExitCode(t *testing.T) {
 		{1, "model alexnet: no SLO", []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "alexnet=1"}},
 		{1, "model alexnet: no profile on rtx2080ti: expected profiles/<gpu-type>/alexnet.json", []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "alexnet=1", "--slos", "alexnet=50ms"}},
 		{1, `rates.csv: line 3: found "nan": expected requests per second`, []string{"plan", "--gpus", "rtx2080ti:1", "--rates-file", rates}},
-		{2, `found "NaN": expected requests per second, 0 or more`, []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "resnet50=NaN"}},
-		{2, `found "-1": expected requests per second, 0 or more`, []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "resnet50=-1"}},
+		{2, `found "NaN": expected requests per second, 0..1e+09`, []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "resnet50=NaN"}},
+		{2, `found "-1": expected requests per second, 0..1e+09`, []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "resnet50=-1"}},
 		{2, `--gpus: found type "tpu": expected one with profiles in ../../profiles: h100, rtx2080ti`, []string{"plan", "--gpus", "tpu:1", "--rates", "resnet50=1"}},
 		{2, "--gpus: found 0 of rtx2080ti: expected 1..", []string{"plan", "--gpus", "rtx2080ti:0", "--rates", "resnet50=1"}},
 		{2, "--gpus: found none", []string{"plan", "--rates", "resnet50=1"}},
@@ -89,6 +89,16 @@ func TestOfflineToolsRefuseWithExitCode(t *testing.T) {
 		{2, `--grid: found "x"`, []string{"compare", "--gpus", "rtx2080ti:1", "--over", "vgg16", "--grid", "0,x"}},
 		{2, "--mix: found none", []string{"peak", "--gpus", "rtx2080ti:1"}},
 		{2, "expected model=value, or one of game, scen1", []string{"peak", "--gpus", "rtx2080ti:1", "--mix", "scen9"}},
+		{2, "--grid: found only zeros", []string{"compare", "--gpus", "rtx2080ti:1", "--over", "vgg16", "--grid", "0"}},
+		{2, "--grid: found 5 again", []string{"compare", "--gpus", "rtx2080ti:1", "--over", "vgg16", "--grid", "5,5"}},
+		{2, "--over: found vgg16 again", []string{"compare", "--gpus", "rtx2080ti:1", "--over", "vgg16,vgg16"}},
+		{2, "--algorithms: found sbp again", []string{"peak", "--gpus", "rtx2080ti:1", "--mix", "scen1", "--algorithms", "sbp,sbp"}},
+		{2, `--gpus: found type "rtx2080ti" again`, []string{"plan", "--gpus", "rtx2080ti:1,rtx2080ti:1", "--rates", "resnet50=1"}},
+		{2, "--explain: found --original", []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1", "--algorithm", "elastic", "--original", "--explain"}},
+		{2, `--kind: found "cubic": expected one of linear`, []string{"fit", "--gpu", "h100", "--kind", "cubic"}},
+		{1, "linear could not be fitted", []string{"fit", "--gpu", "h100", "--kind", "linear"}},
+		{1, "the rates cannot be served; with --algorithm gpulet 4 GPUs would do:", []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "resnet50=4000", "--algorithm", "sbp"}},
+		{1, "resnet50:", []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1e9"}}, // as many GPUs as that are not planned
 		{1, "found no corun.json", []string{"fit", "--gpu", "rtx2080ti"}},
 	} {
 		code, _, errs := offline(t, c.args...)

@@ -45,8 +45,7 @@ type offlineProblem struct {
 }
 
 // load reads profiles and builds the problem for the named models, described in the repository ("" for
-// none). Trouble with what the user named
-// is an error; trouble with other files is told on w.
+// none). Trouble with what the user named is an error; trouble with other files is told on w.
 func (c *problemConfig) load(repository string, names []string, w io.Writer) (*offlineProblem, error) {
 	set, problems := profile.LoadDir(c.Profiles)
 	for _, p := range problems {
@@ -91,6 +90,7 @@ func parseFleet(text, dir string, set *profile.Set) ([]problem.GPU, int64, error
 	}
 	var gpus []problem.GPU
 	var context int64
+	seen := map[string]bool{}
 	for _, part := range strings.Split(text, ",") {
 		name, count, ok := strings.Cut(strings.TrimSpace(part), ":")
 		n := 1
@@ -106,6 +106,10 @@ func parseFleet(text, dir string, set *profile.Set) ([]problem.GPU, int64, error
 		if !slices.Contains(set.Types(), name) {
 			return nil, 0, cli.Usagef("--gpus: found type %q: expected one with profiles in %s: %s", name, dir, strings.Join(set.Types(), ", "))
 		}
+		if seen[name] {
+			return nil, 0, cli.Usagef("--gpus: found type %q again: expected each type once, type:count", name)
+		}
+		seen[name] = true
 		proto := problem.GPU{Type: name}
 		if d, ok := set.Device(name); ok {
 			proto.MemBytes, proto.Shares = d.MemBytes, d.Shares
@@ -140,7 +144,7 @@ func servable(set *profile.Set, gpus []problem.GPU, name string, slo time.Durati
 		}
 	}
 	if fastest == 0 {
-		return fmt.Errorf("model %s: no profile on %s: expected profiles/<gpu-type>/%s.json (planner profiles: %s)", name, strings.Join(types, ", "), name, strings.Join(set.Types(), ", "))
+		return fmt.Errorf("model %s: no profile on %s: expected profiles/<gpu-type>/%s.json", name, strings.Join(types, ", "), name)
 	}
 	if least := 2 * fastest * buffer; least > float64(slo)/float64(time.Millisecond) {
 		return fmt.Errorf("model %s: SLO %v: the fastest possible is %.3g ms: a request may wait for a batch (at least %.3g ms) before its own", name, slo, least, fastest*buffer)

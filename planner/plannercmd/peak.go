@@ -35,10 +35,8 @@ func (c *peakConfig) Validate() error {
 	if c.Mix == "" {
 		return errors.New("--mix: found none: expected " + strings.Join(sortedNames(paperMixes), ", ") + ", paper, or model=parts,...")
 	}
-	for _, name := range strings.Split(c.Algorithms, ",") {
-		if _, err := pack.ByName(name); err != nil {
-			return fmt.Errorf("--algorithms: %w", err)
-		}
+	if _, err := parseAlgorithms(c.Algorithms); err != nil {
+		return err
 	}
 	if !(c.Step > 0) || math.IsInf(c.Step, 0) {
 		return fmt.Errorf("--step: found %v: expected more than 0", c.Step)
@@ -119,7 +117,10 @@ func peak(cmd *cobra.Command, cfg *peakConfig) error {
 	if err != nil {
 		return err
 	}
-	algorithms := strings.Split(cfg.Algorithms, ",")
+	algorithms, err := parseAlgorithms(cfg.Algorithms)
+	if err != nil {
+		return err
+	}
 	var results []peakResult
 	for _, name := range sortedNames(mixes) {
 		r, err := cfg.search(cmd.ErrOrStderr(), name, mixes[name], algorithms)

@@ -58,6 +58,9 @@ func (c *planConfig) Validate() error {
 	if c.Original && c.Algorithm != "elastic" {
 		return fmt.Errorf("--original: found --algorithm %s: expected elastic", c.Algorithm)
 	}
+	if c.Original && c.Explain {
+		return errors.New("--explain: found --original: expected another algorithm, the prototype gives no reasons")
+	}
 	if c.glet() {
 		if c.Tasks == "" || c.Config == "" || c.Latency == "" {
 			return errors.New("glet's files: expected at least --glet-tasks, --glet-config and --glet-latency")
@@ -122,11 +125,21 @@ func runPlan(cmd *cobra.Command, cfg *planConfig) error {
 		return err
 	}
 	res := algorithm(in, pack.Options{Steps: cfg.Problem.Steps, Original: cfg.Original, Explain: cfg.Explain})
+	if !check.Complete(res.Plan) && cfg.Algorithm != "gpulet" {
+		res.Plan.DesiredGPUs = desiredWithGpulet(in)
+	}
 	violations := check.Plan(in, res.Plan)
 	if err := cfg.write(cmd.OutOrStdout(), in, res); err != nil {
 		return err
 	}
 	return verdict(res, violations, cfg.Original, cmd.ErrOrStderr())
+}
+
+// desiredWithGpulet is how many GPUs would serve everything, where the algorithm that was asked for
+// cannot say.
+func desiredWithGpulet(in problem.Input) int {
+	in.Current = nil
+	return pack.Gpulet(in, pack.Options{}).Plan.DesiredGPUs
 }
 
 // input builds the problem from flags or from glet's files.
@@ -195,6 +208,9 @@ func notesText(notes []pack.Note) string {
 		for _, r := range n.Rejected {
 			fmt.Fprintf(&b, "  - %s\n", r)
 		}
+		for _, l := range n.Load {
+			fmt.Fprintf(&b, "  load: %s\n", l)
+		}
 	}
 	return b.String()
 }
@@ -219,5 +235,9 @@ func verdict(res pack.Result, violations []check.Violation, original bool, w io.
 	for _, name := range sortedNames(res.Plan.Unserved) {
 		lines = append(lines, fmt.Sprintf("%s: %.4g req/s not served: %s", name, res.Plan.Unserved[name], res.Reasons[name]))
 	}
-	return fmt.Errorf("the rates cannot be served; %d GPUs would do:\n  %s", res.Plan.DesiredGPUs, strings.Join(lines, "\n  "))
+	with := ""
+	if res.Plan.Algorithm != "gpulet" {
+		with = "with --algorithm gpulet "
+	}
+	return fmt.Errorf("the rates cannot be served; %s%d GPUs would do:\n  %s", with, res.Plan.DesiredGPUs, strings.Join(lines, "\n  "))
 }

@@ -15,7 +15,7 @@ type steerConfig struct {
 	// load that shifts over minutes.
 	Epoch time.Duration `env:"EPOCH" envDefault:"10s" usage:"time between planning decisions"`
 	// Algorithm packs models onto GPUs.
-	Algorithm string `env:"ALGORITHM" envDefault:"elastic" usage:"packing algorithm"`
+	Algorithm string `env:"ALGORITHM" envDefault:"gpulet" usage:"packing algorithm"`
 	// Interference plans for the slowdown by neighbours on a GPU.
 	Interference bool `env:"INTERFERENCE" envDefault:"true" usage:"plan for the slowdown by neighbours on a GPU"`
 	// Buffer multiplies every predicted latency: a reserve for what a profile does not see.

@@ -108,27 +108,6 @@ func (p *Profile) MemBytes(batch int) int64 {
 	return 0
 }
 
-// DemandAt is the demand on shared parts of the GPU at a share and batch: the measured entry that
-// is nearest in batch among those nearest in share. ok is false when none was measured.
-func (p *Profile) DemandAt(share, batch int) (d Demand, ok bool) {
-	distance := func(e Demand) [2]int { return [2]int{abs(e.Share - share), abs(e.Batch - batch)} }
-	for _, e := range p.Demand {
-		if !ok || slices.Compare(sl(distance(e)), sl(distance(d))) < 0 {
-			d, ok = e, true
-		}
-	}
-	return d, ok
-}
-
-func sl(a [2]int) []int { return a[:] }
-
-func abs(v int) int {
-	if v < 0 {
-		return -v
-	}
-	return v
-}
-
 // Shares lists the measured shares, ascending.
 func (p *Profile) Shares() []int { return distinct(p.Points, func(q Point) int { return q.Share }) }
 

@@ -370,33 +370,7 @@ func (p *pricer) knapsack(c, iv int, price []float64, lambda float64) cutting {
 func (p *pricer) knapsackIn(c, iv int, price []float64, lambda float64, units int) cutting {
 	cl := &p.env.classes[c]
 	n, w := 100/cl.unit, units+1
-	type choice struct {
-		it    *item
-		si    int
-		worth float64
-	}
-	best := make([]choice, len(cl.shares)*w)
-	for si, items := range p.items[c][iv] {
-		for i := range items {
-			it := &items[i]
-			at := si * w
-			if units > 0 {
-				at += min(units, int(it.mem*int64(units)/cl.mem))
-			}
-			if v := price[it.row]*it.rate - lambda*it.press; v > best[at].worth {
-				best[at] = choice{it, si, v}
-			}
-		}
-	}
-	use := best[:0]
-	for si := range cl.shares {
-		top := 0.0
-		for u := range w { // more memory must earn more
-			if b := best[si*w+u]; b.worth > top {
-				use, top = append(use, b), b.worth
-			}
-		}
-	}
+	use := p.choices(c, iv, price, lambda, units)
 	value := make([]float64, (n+1)*w)
 	last := make([]int16, (n+1)*w)
 	for q := 1; q <= n; q++ {
@@ -404,11 +378,7 @@ func (p *pricer) knapsackIn(c, iv int, price []float64, lambda float64, units in
 			at := q*w + u
 			value[at], last[at] = value[at-w], -1
 			for i := range use {
-				du := 0
-				if units > 0 {
-					du = min(units, int(use[i].it.mem*int64(units)/cl.mem))
-				}
-				dq := cl.shares[use[i].si] / cl.unit
+				dq, du := cl.shares[use[i].si]/cl.unit, use[i].units
 				if dq > q || du > u {
 					continue
 				}
@@ -433,11 +403,46 @@ func (p *pricer) knapsackIn(c, iv int, price []float64, lambda float64, units in
 		out.press += it.press
 		out.mem += it.mem
 		q -= cl.shares[use[i].si] / cl.unit
-		if units > 0 {
-			u -= min(units, int(it.mem*int64(units)/cl.mem))
-		}
+		u -= use[i].units
 	}
 	return out
+}
+
+// choice is an item worth its place in a knapsack.
+type choice struct {
+	it    *item
+	si    int
+	units int // of memory
+	worth float64
+}
+
+// choices are the items that earn most for their share and memory; more memory must earn more.
+func (p *pricer) choices(c, iv int, price []float64, lambda float64, units int) []choice {
+	cl := &p.env.classes[c]
+	w := units + 1
+	best := make([]choice, len(cl.shares)*w)
+	for si, items := range p.items[c][iv] {
+		for i := range items {
+			it := &items[i]
+			u := 0
+			if units > 0 {
+				u = min(units, int(it.mem*int64(units)/cl.mem))
+			}
+			if v := price[it.row]*it.rate - lambda*it.press; v > best[si*w+u].worth {
+				best[si*w+u] = choice{it, si, u, v}
+			}
+		}
+	}
+	use := best[:0]
+	for si := range cl.shares {
+		top := 0.0
+		for u := range w {
+			if b := best[si*w+u]; b.worth > top {
+				use, top = append(use, b), b.worth
+			}
+		}
+	}
+	return use
 }
 
 // dual is the bound that prices prove when a GPU of class c earns at most values[c]: GPUs are used

@@ -32,7 +32,7 @@ func (g *search) nearCurrent(fresh *state) *state {
 
 // cost prices a state by the GPUs it uses and the moves it takes to get there.
 func (g *search) cost(s *state) float64 {
-	res := s.result("")
+	res := s.result("", Options{})
 	return float64(res.Plan.GPUsUsed) + moveCost*float64(plan.Diff(*g.env.in.Current, res.Plan).Moves())
 }
 

@@ -23,7 +23,7 @@ func Elastic(in problem.Input, opt Options) Result {
 		return originalElastic(in, opt)
 	}
 	e := newEnv(&in)
-	return e.elastic(elasticRules{}).result("elastic")
+	return e.elastic(elasticRules{}).result("elastic", opt)
 }
 
 // elasticRules vary elastic partitioning.

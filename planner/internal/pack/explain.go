@@ -36,8 +36,8 @@ func (s *state) note(gpu int, g plan.Gpulet, a plan.Assignment) Note {
 	alone := e.tables[c][m].rows[parts[i].si].ms[a.Batch-1]
 	n.Chosen = fmt.Sprintf("%d %% at batch %d carries %.4g/s: duty cycle %.4g ms and batch %.4g ms make %.4g ms of the SLO's %.4g; alone the batch takes %.4g ms, neighbours make it x%.3f",
 		g.Share, a.Batch, a.RateRPS, a.DutyMs, a.ExecMs, a.DutyMs+a.ExecMs, e.models[m].slo, alone, a.ExecMs/alone)
-	n.Rejected = append(n.Rejected, s.shareAlternatives(c, m, i, parts, a.RateRPS)...)
-	n.Rejected = append(n.Rejected, s.headroomNote(c, i, k, parts, a.RateRPS))
+	n.Rejected = s.shareAlternatives(c, m, i, parts, a.RateRPS)
+	n.Load = []string{s.lessNote(c, i, k, clone(parts), a.RateRPS), s.headroomNote(c, i, k, parts, a.RateRPS)}
 	return n
 }
 
@@ -80,7 +80,7 @@ func (s *state) shareAlternatives(c, m, i int, parts []part, rate float64) []str
 		case most < rate:
 			out = append(out, fmt.Sprintf("%d %%: carries %.4g/s at most", smaller, most))
 		default:
-			out = append(out, fmt.Sprintf("%d %%: would carry %.4g/s alone in the gpu-let; what it frees helps nobody", smaller, most))
+			out = append(out, fmt.Sprintf("%d %%: would carry %.4g/s too, alone in the gpu-let; no other model was given what it frees", smaller, most))
 		}
 	}
 	if si+1 < len(e.classes[c].shares) {
@@ -95,6 +95,26 @@ func (s *state) shareAlternatives(c, m, i int, parts []part, rate float64) []str
 		out = append(out, fmt.Sprintf("%d %%: %.4g/s per percent instead of %.4g%s", larger, most/float64(larger), here/float64(e.classes[c].shares[si]), why))
 	}
 	return out
+}
+
+// lessNote says what one request per second less would change.
+func (s *state) lessNote(c, i, k int, parts []part, rate float64) string {
+	sl := &parts[i].slots[k]
+	m, si, batch := sl.m, parts[i].si, sl.batch
+	if rate <= 1 {
+		return "one less per second leaves nothing to do here"
+	}
+	if si > 0 {
+		most, _ := s.env.best(c, m, si-1, s.env.pressureOn(c, parts, i), crowded(parts, i))
+		if len(parts[i].slots) == 1 && most < rate && most >= rate-1 {
+			return fmt.Sprintf("one less per second would fit %d %%", s.env.classes[c].shares[si-1])
+		}
+	}
+	sl.rate = rate - 1
+	if s.env.settle(c, parts) && sl.batch < batch {
+		return fmt.Sprintf("one less per second makes the batch %d", sl.batch)
+	}
+	return "one less per second changes nothing"
 }
 
 // headroomNote says by how much the rate of a slot may rise before something gives.
@@ -112,9 +132,9 @@ func (s *state) headroomNote(c, i, k int, parts []part, rate float64) string {
 		}
 	}
 	if lo >= rate*1.99 {
-		return fmt.Sprintf("load: twice the rate would still fit here, batch %d now", batch)
+		return fmt.Sprintf("twice the rate would still fit here, batch %d now", batch)
 	}
-	return fmt.Sprintf("load: up to %.4g/s fits here (+%.3g/s) without moving anything; one more per second %s", lo, lo-rate, gives(lo-rate))
+	return fmt.Sprintf("up to %.4g/s fits here (+%.3g/s) without moving anything; one more per second %s", lo, lo-rate, gives(lo-rate))
 }
 
 func gives(room float64) string {

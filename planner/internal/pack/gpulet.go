@@ -27,15 +27,13 @@ func Gpulet(in problem.Input, opt Options) Result {
 	if in.Current != nil {
 		s = g.nearCurrent(s)
 	}
+	s.trim()
 	s.spread()
-	res := s.result("gpulet")
+	res := s.result("gpulet", opt)
 	if !s.complete() {
 		res.Plan.DesiredGPUs = g.desired(s)
 	}
 	res.Steps = g.steps
-	if opt.Explain {
-		res.Explain = s.explain(&res.Plan)
-	}
 	return res
 }
 
@@ -222,7 +220,7 @@ func (g *search) desired(s *state) int {
 		return n
 	}
 	more := g.lack(s)
-	if n > desiredExactly {
+	if n > desiredExactly || more > desiredAtMost {
 		return n + int(math.Ceil(more))
 	}
 	in := *g.env.in
@@ -243,15 +241,19 @@ func (g *search) desired(s *state) int {
 		t := newState(e)
 		h.construct(t, h.price)
 		if t.complete() {
-			return t.used()
+			return max(n+1, t.used()) // on other types it may be fewer, but those there are do not do
 		}
 		more = float64(extra) + max(1, h.lack(t))
 	}
 	return n + int(math.Ceil(more))
 }
 
-// desiredExactly is the largest fleet for which the GPUs that would do are planned, not estimated.
-const desiredExactly = 64
+// desiredExactly is the largest fleet, and desiredAtMost the most GPUs lacking, for which the GPUs
+// that would do are planned, not estimated.
+const (
+	desiredExactly = 64
+	desiredAtMost  = 1000
+)
 
 func (g *search) priceOf(name string) float64 {
 	for m := range g.env.models {

@@ -18,8 +18,8 @@ const idealLimit = 20000
 // combination of the paper's four splits over the GPUs, and on each lays out the models in both
 // orders of demand on the gpu-lets that are there. It is limited to those splits, so it is no
 // bound for an algorithm that is not.
-func Ideal(in problem.Input, _ Options) Result {
-	return newEnv(&in).ideal().result("ideal")
+func Ideal(in problem.Input, opt Options) Result {
+	return newEnv(&in).ideal().result("ideal", opt)
 }
 
 func (e *env) ideal() *state {

@@ -52,6 +52,8 @@ type Note struct {
 	Chosen string
 	// Rejected lists what was tried instead and why it lost.
 	Rejected []string
+	// Load says what a little less and more load would change.
+	Load []string
 }
 
 var algorithms = map[string]Algorithm{}

@@ -2,7 +2,9 @@ package pack
 
 import (
 	"fmt"
+	"math"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -312,17 +314,51 @@ func TestSpreadsAModelOverGPUs(t *testing.T) {
 func TestExplainSpeaksOfEveryAssignment(t *testing.T) {
 	set := shipped(t)
 	in := turing(t, set, 2, map[string]float64{"resnet50": 300, "lenet": 50, "bert": 5}, true)
-	res := Gpulet(in, Options{Explain: true})
-	n := 0
-	for _, g := range res.Plan.Gpulets {
-		n += len(g.Models)
-	}
-	if len(res.Explain) != n {
-		t.Fatalf("%d notes: expected %d", len(res.Explain), n)
-	}
-	for _, note := range res.Explain {
-		if note.Chosen == "" || len(note.Rejected) == 0 {
-			t.Errorf("empty note %+v", note)
+	for _, name := range Names() {
+		res := algorithms[name](in, Options{Explain: true})
+		n := 0
+		for _, g := range res.Plan.Gpulets {
+			n += len(g.Models)
 		}
+		if len(res.Explain) != n || n == 0 {
+			t.Errorf("%s: %d notes: expected %d", name, len(res.Explain), n)
+		}
+		for _, note := range res.Explain {
+			text := strings.Join(note.Load, "\n")
+			if note.Chosen == "" || len(note.Rejected) == 0 || !strings.Contains(text, "one less") || !strings.Contains(text, "one more") && !strings.Contains(text, "twice the rate") {
+				t.Errorf("%s: %+v: expected the choice, and what one request per second less and more would change", name, note)
+			}
+		}
+	}
+}
+
+func TestPlansNoMoreThanIsAsked(t *testing.T) {
+	set := shipped(t)
+	in := turing(t, set, 12, map[string]float64{
+		"densenet161": 2698.55, "bert": 1276.926, "vgg16": 73.338, "ssd-mobilenetv1": 3786.866, "lenet": 3909.577,
+		"resnet50": 2287.685, "mnasnet1_0": 1777.686, "mobilenet_v2": 2539.924, "googlenet": 1045.738,
+	}, true)
+	res := Gpulet(in, Options{})
+	planned := map[string]float64{}
+	for _, g := range res.Plan.Gpulets {
+		for _, a := range g.Models {
+			planned[a.Model] += a.RateRPS
+		}
+	}
+	for _, m := range in.Models {
+		if got := planned[m.Name] + res.Plan.Unserved[m.Name]; math.Abs(got-m.Rate) > 1e-6*m.Rate {
+			t.Errorf("%s: %v/s planned and %v/s unserved, %v/s asked", m.Name, planned[m.Name], res.Plan.Unserved[m.Name], m.Rate)
+		}
+	}
+	if bad := check.Plan(in, res.Plan); len(bad) > 0 {
+		t.Error(bad)
+	}
+}
+
+// The GPUs that a wild rate would take are estimated: planning them takes all memory.
+func TestDesiredGPUsOfAWildRateAreEstimated(t *testing.T) {
+	in := turing(t, shipped(t), 1, map[string]float64{"resnet50": 1e9}, true)
+	if got := Gpulet(in, Options{}).Plan.DesiredGPUs; got < 100_000 {
+		t.Errorf("desired_gpus %d: expected hundreds of thousands", got)
 	}
 }

@@ -18,22 +18,22 @@ func init() {
 // DNN-Based Video Analysis", SOSP 2019, Algorithm 1, on whole GPUs: each model first fills GPUs at
 // its best batch; what is left over gathers a batch for as long as its SLO allows and shares GPUs
 // in time, the fullest first.
-func SBP(in problem.Input, _ Options) Result {
+func SBP(in problem.Input, opt Options) Result {
 	e := newEnv(&in)
-	return e.squishy(100, 1).result("sbp")
+	return e.squishy(100, 1).result("sbp", opt)
 }
 
 // Even is SBP on GPUs that are cut into halves.
-func Even(in problem.Input, _ Options) Result {
+func Even(in problem.Input, opt Options) Result {
 	e := newEnv(&in)
-	return e.squishy(50, 2).result("even")
+	return e.squishy(50, 2).result("even", opt)
 }
 
 // Greedy gives each model the smallest share that carries its rate, where it fits best, and never
 // shares a gpu-let in time.
-func Greedy(in problem.Input, _ Options) Result {
+func Greedy(in problem.Input, opt Options) Result {
 	e := newEnv(&in)
-	return e.elastic(elasticRules{noTemporal: true, wholeFit: true}).result("greedy")
+	return e.elastic(elasticRules{noTemporal: true, wholeFit: true}).result("greedy", opt)
 }
 
 // bin is a gpu-let of squishy bin packing, before it has a place.

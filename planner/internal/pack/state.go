@@ -116,7 +116,7 @@ func (e *env) grow(c int, parts []part, i, k int, want, least float64) float64 {
 }
 
 // result turns a state into a plan. Every device settles once more, which also fills in times.
-func (s *state) result(algorithm string) Result {
+func (s *state) result(algorithm string, opt Options) Result {
 	e := s.env
 	p := plan.Plan{Algorithm: algorithm, Gpulets: []plan.Gpulet{}, Unserved: map[string]float64{}}
 	namer := newNamer(e.in.Current)
@@ -140,7 +140,11 @@ func (s *state) result(algorithm string) Result {
 		}
 	}
 	p.DesiredGPUs = p.GPUsUsed
-	return Result{Plan: p, Reasons: s.reasons()}
+	res := Result{Plan: p, Reasons: s.reasons()}
+	if opt.Explain {
+		res.Explain = s.explain(&res.Plan)
+	}
+	return res
 }
 
 func (e *env) gpulets(d device, parts []part) []plan.Gpulet {
