@@ -328,6 +328,7 @@ func TestWrongUsage(t *testing.T) {
 		"arrival \"often\"":               {"run", "--rates", "digits=1", "--arrival", "often"},
 		"--scenario: open " + missing:     {"run", "--scenario", missing},
 		"--arrival: open " + missing:      {"run", "--rates", "digits=1", "--arrival", "trace:" + missing},
+		"--timeout 1h0m0s: model digits": {"run", "--rates", "digits=1", "--timeout", "1h"},
 		"--slo other: no requests":        {"run", "--rates", "digits=1", "--slo", "other=1s"},
 		"expected a duration above 0 and": {"run", "--rates", "digits=1", "--duration", "1s", "--warmup", "1s"},
 		"--min-accuracy \"most\"":         {"run", "--rates", "digits=1", "--min-accuracy", "most"},

@@ -191,6 +191,9 @@ func (s *session) stream(m model.Config, sc scenario.Scenario) (drive.Stream, er
 		st.SLO = slo
 	}
 	if s.cfg.Timeout > 0 {
+		if s.bus != nil && s.cfg.Timeout > m.MaxWait() { // a frontend refuses it itself; the queue would drop it in silence
+			return drive.Stream{}, cli.Usagef("--timeout %v: model %s: expected at most %v, the model's timeout plus %v", s.cfg.Timeout, m.Name, m.MaxWait(), model.QueueGrace)
+		}
 		st.Timeout = s.cfg.Timeout
 	}
 	return st, nil

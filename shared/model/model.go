@@ -32,6 +32,14 @@ type Config struct {
 	Class string `json:"class"`
 }
 
+// QueueGrace is how much longer than its model's timeout a queue keeps a request, so that a worker
+// that starts late can still tell its client that it expired.
+const QueueGrace = time.Minute
+
+// MaxWait is how long the model's queue keeps a request, and so the longest timeout that a client
+// may ask for: the queue drops older requests and tells nobody.
+func (c Config) MaxWait() time.Duration { return c.Timeout + QueueGrace }
+
 // Preprocess turns an accepted dtype into the model's: y = (x * Scale - Mean) / Std, Mean and Std
 // per channel (the first dimension of the input).
 type Preprocess struct {

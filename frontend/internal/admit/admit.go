@@ -85,7 +85,8 @@ func Tensors(req wire.Request, m *model.Model) error {
 
 // Deadline returns when the request is given up: what its headers say, else its model's timeout
 // from now; and never later than parameter from now, where that is not zero. A deadline that has
-// passed is refused as expired, one that cannot be read as a bad request.
+// passed is refused as expired, one that cannot be read, or is later than the model's queue keeps
+// requests, as a bad request.
 func Deadline(header func(string) string, parameter time.Duration, m *model.Model, now time.Time) (time.Time, error) {
 	fallback := m.Timeout
 	if parameter > 0 {
@@ -101,8 +102,9 @@ func Deadline(header func(string) string, parameter time.Duration, m *model.Mode
 	if !at.After(now) {
 		return time.Time{}, Refusef(wire.Expired, "the deadline passed %v before the request came", now.Sub(at).Round(time.Microsecond))
 	}
-	if end := now.Add(wire.MaxTimeout); at.After(end) {
-		return time.Time{}, Refusef(wire.BadRequest, "deadline %v from now: expected at most %v", at.Sub(now).Round(time.Second), wire.MaxTimeout)
+	if at.After(now.Add(m.MaxWait())) {
+		return time.Time{}, Refusef(wire.BadRequest, "model %s: deadline %v from now: expected at most %v, the model's timeout plus %v",
+			m.Name, at.Sub(now).Round(time.Millisecond), m.MaxWait(), model.QueueGrace)
 	}
 	return at, nil
 }

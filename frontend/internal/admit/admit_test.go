@@ -96,6 +96,7 @@ func TestDeadline(t *testing.T) {
 		{"parameter longer than the model's own", none, time.Minute, time.Minute},
 		{"the sooner of both: parameter", header(wire.HeaderTimeout, "5s"), time.Second, time.Second},
 		{"the sooner of both: header", header(wire.HeaderTimeout, "5s"), time.Minute, 5 * time.Second},
+		{"as late as the queue keeps it", header(wire.HeaderTimeout, "62s"), 0, 62 * time.Second},
 		{"absolute", header(wire.HeaderDeadline, wire.FormatDeadline(now.Add(time.Millisecond))), 0, time.Millisecond},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -110,10 +111,10 @@ func TestDeadline(t *testing.T) {
 	_, err = Deadline(header(wire.HeaderTimeout, "soon"), 0, toy, now)
 	refusal(t, err, wire.BadRequest, `header Gpulet-Timeout: found "soon"`)
 	_, err = Deadline(header(wire.HeaderTimeout, "48h"), 0, toy, now)
-	refusal(t, err, wire.BadRequest, "deadline 48h0m0s from now: expected at most 24h0m0s")
+	refusal(t, err, wire.BadRequest, "model toy: deadline 48h0m0s from now: expected at most 1m2s, the model's timeout plus 1m0s")
 }
 
-// Whatever is asked for, an accepted deadline lies ahead and within the longest timeout.
+// Whatever is asked for, an accepted deadline lies ahead and within what the queue keeps.
 func TestAcceptedDeadlinesLieAhead(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		now := time.UnixMicro(rapid.Int64Range(0, 1<<52).Draw(t, "now"))
@@ -126,7 +127,7 @@ func TestAcceptedDeadlinesLieAhead(t *testing.T) {
 		if err != nil {
 			return
 		}
-		if left := at.Sub(now); left <= 0 || left > wire.MaxTimeout {
+		if left := at.Sub(now); left <= 0 || left > toy.Timeout+time.Minute {
 			t.Fatalf("accepted a deadline %v from now", left)
 		}
 	})

@@ -568,7 +568,7 @@ func TestQueueSizesFollowRateAndTimeout(t *testing.T) {
 		Inputs: []tensor.Spec{{Name: "x", DType: tensor.FP32, Shape: []int64{3, 224, 224}}},
 	}}
 	q := QueueFor(m, plan.Plan{}, 1000, 8<<20)
-	if q.MaxMsgs != 4096 || q.MaxBytes != 512<<20 || q.AckWait != time.Second || q.MaxAge < m.Timeout {
+	if q.MaxMsgs != 4096 || q.MaxBytes != 512<<20 || q.AckWait != time.Second || q.MaxAge != m.Timeout+time.Minute {
 		t.Errorf("queue %+v", q)
 	}
 	p := plan.Plan{Gpulets: []plan.Gpulet{{Models: []plan.Assignment{{Model: "m", Batch: 300, RateRPS: 1, ExecMs: 900, DutyMs: 900}}}}}

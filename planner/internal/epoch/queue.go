@@ -23,9 +23,6 @@ const (
 	mostMsgs        = 1 << 20
 	mostBytes       = 512 << 20
 	leastAckPending = 256
-	// grace is how much longer than its timeout a request is kept, so that a worker that starts late
-	// can still tell its client that it expired; JetStream itself tells nobody.
-	grace = time.Minute
 )
 
 // QueueFor sizes the queue of a model that is served by p and gets rateRPS requests per second:
@@ -44,7 +41,7 @@ func QueueFor(m model.Model, p plan.Plan, rateRPS float64, maxPayload int64) Que
 	rate := max(rateRPS, Capacities(p)[m.Name])
 	q := Queue{
 		MaxMsgs:       powerOfTwo(2*rate*m.Timeout.Seconds(), leastMsgs, mostMsgs),
-		MaxAge:        m.Timeout + grace,
+		MaxAge:        m.MaxWait(),
 		AckWait:       max(time.Second, time.Duration(4*worst*float64(time.Millisecond)).Round(time.Second)),
 		MaxAckPending: int(powerOfTwo(2*float64(batches), leastAckPending, mostMsgs)),
 	}
