@@ -1,8 +1,6 @@
 package frontendcmd
 
 import (
-	"time"
-
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gpulet/gpulet/frontend/internal/fleet"
@@ -20,12 +18,9 @@ var (
 		"Replies nobody waited for: late (the waiter had left), duplicate (already answered) or stray.", []string{"kind"}, nil)
 	waitingDesc = prometheus.NewDesc("gpulet_frontend_requests_waiting",
 		"Requests sent to a queue and not answered yet.", nil, nil)
-	lagDesc = prometheus.NewDesc("gpulet_queue_lag_requests",
-		"Requests in a model's queue: pending (not fetched) and ack_pending (fetched, not acknowledged).", []string{"model", "state"}, nil)
-	oldestDesc = prometheus.NewDesc("gpulet_queue_oldest_seconds",
-		"Age of the oldest request in a model's queue.", []string{"model"}, nil)
-	planDesc  = prometheus.NewDesc("gpulet_plan_revision", "Revision of the current plan.", nil, nil)
-	readyDesc = prometheus.NewDesc("gpulet_model_ready",
+	planDesc = prometheus.NewDesc("gpulet_frontend_plan_revision",
+		"Revision of the plan that the frontend has seen.", nil, nil)
+	readyDesc = prometheus.NewDesc("gpulet_frontend_model_ready",
 		"1 while a gpu-let serves the model, else 0.", []string{"model"}, nil)
 )
 
@@ -35,7 +30,7 @@ func registerSystem(reg prometheus.Registerer, i *inbox.Inbox, f *fleet.Fleet) {
 
 // Describe implements prometheus.Collector.
 func (s *system) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{unclaimedDesc, waitingDesc, lagDesc, oldestDesc, planDesc, readyDesc} {
+	for _, d := range []*prometheus.Desc{unclaimedDesc, waitingDesc, planDesc, readyDesc} {
 		ch <- d
 	}
 }
@@ -60,14 +55,5 @@ func (s *system) Collect(ch chan<- prometheus.Metric) {
 			ready = 1
 		}
 		gauge(readyDesc, ready, m.Name)
-	}
-	for model, lag := range s.fleet.State().Lag {
-		gauge(lagDesc, float64(lag.Pending), model, "pending")
-		gauge(lagDesc, float64(lag.AckPending), model, "ack_pending")
-		age := 0.0
-		if !lag.Oldest.IsZero() {
-			age = max(0, time.Since(lag.Oldest).Seconds())
-		}
-		gauge(oldestDesc, age, model)
 	}
 }

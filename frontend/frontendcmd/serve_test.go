@@ -285,7 +285,7 @@ func TestThePlannerReachesTheEmbeddedNATS(t *testing.T) {
 		return code == 200
 	})
 	code, body := get(t, "http://"+up["metrics"].(string)+"/metrics")
-	if code != 200 || !strings.Contains(body, `gpulet_model_ready{model="toy"} 0`) {
+	if code != 200 || !strings.Contains(body, `gpulet_frontend_model_ready{model="toy"} 0`) {
 		t.Errorf("metrics: %d", code)
 	}
 }

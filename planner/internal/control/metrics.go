@@ -32,30 +32,30 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		return g
 	}
 	m := &Metrics{
-		revision: gauge("gpulet_plan_revision", "Revision of the current plan."),
-		desired:  gauge("gpulet_desired_gpus", "GPUs that would serve all that is needed now."),
-		used:     gauge("gpulet_gpus_used", "GPUs that the current plan uses."),
+		revision: gauge("gpulet_planner_plan_revision", "Revision of the current plan."),
+		desired:  gauge("gpulet_planner_desired_gpus", "GPUs that would serve all that is needed now."),
+		used:     gauge("gpulet_planner_gpus_used", "GPUs that the current plan uses."),
 		problems: gauge("gpulet_planner_problems", "Problems that an operator should see."),
 		planSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "gpulet_plan_seconds", Help: "Time to decide one epoch.",
+			Name: "gpulet_planner_epoch_seconds", Help: "Time to decide one epoch.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
 		epochs: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gpulet_epochs_total", Help: "Epochs by what started them.",
+			Name: "gpulet_planner_epochs_total", Help: "Epochs by what started them.",
 		}, []string{"reason"}),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gpulet_decisions_total", Help: "Epochs by what was decided.",
+			Name: "gpulet_planner_decisions_total", Help: "Epochs by what was decided.",
 		}, []string{"cause"}),
 		moves: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "gpulet_moves_total", Help: "Models that plans loaded somewhere.",
+			Name: "gpulet_planner_moves_total", Help: "Models that plans loaded somewhere.",
 		}),
 	}
 	m.models = []modelGauge{
-		perModel("gpulet_model_rate_rps", "Smoothed rate of arriving requests.", func(d plan.ModelDemand) float64 { return d.RateRPS }),
-		perModel("gpulet_model_need_rps", "Samples per second that a plan is asked to carry.", func(d plan.ModelDemand) float64 { return d.NeedRPS }),
-		perModel("gpulet_model_planned_rps", "Samples per second that the current plan carries.", func(d plan.ModelDemand) float64 { return d.PlannedRPS }),
-		perModel("gpulet_model_lag", "Requests stored or fetched and not answered.", func(d plan.ModelDemand) float64 { return float64(d.Pending + d.InFlight) }),
-		perModel("gpulet_model_oldest_seconds", "Age of the oldest unanswered request.", func(d plan.ModelDemand) float64 { return d.OldestMs / 1000 }),
+		perModel("gpulet_planner_model_rate_rps", "Smoothed rate of arriving requests.", func(d plan.ModelDemand) float64 { return d.RateRPS }),
+		perModel("gpulet_planner_model_need_rps", "Samples per second that a plan is asked to carry.", func(d plan.ModelDemand) float64 { return d.NeedRPS }),
+		perModel("gpulet_planner_model_planned_rps", "Samples per second that the current plan carries.", func(d plan.ModelDemand) float64 { return d.PlannedRPS }),
+		perModel("gpulet_planner_model_lag_requests", "Requests stored or fetched and not answered.", func(d plan.ModelDemand) float64 { return float64(d.Pending + d.InFlight) }),
+		perModel("gpulet_planner_model_oldest_seconds", "Age of the oldest unanswered request.", func(d plan.ModelDemand) float64 { return d.OldestMs / 1000 }),
 	}
 	reg.MustRegister(m.planSeconds, m.epochs, m.decisions, m.moves)
 	for _, g := range m.models {
