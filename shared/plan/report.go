@@ -55,15 +55,17 @@ type GpuletReport struct {
 
 // ModelReport counts what a gpu-let did for one model since it started.
 type ModelReport struct {
-	Model    string  `json:"model"`
-	Loaded   bool    `json:"loaded"`
-	Error    string  `json:"error,omitempty"` // why it is not loaded
-	Requests uint64  `json:"requests"`
-	Samples  uint64  `json:"samples"`
-	Batches  uint64  `json:"batches"`
-	Expired  uint64  `json:"expired"`
-	Failed   uint64  `json:"failed"`
-	Rejected uint64  `json:"rejected"` // bad requests
-	ExecMs   float64 `json:"exec_ms"`  // moving average of a batch's time on the engine
-	BusyMs   float64 `json:"busy_ms"`  // total time on the engine
+	Model    string `json:"model"`
+	Loaded   bool   `json:"loaded"`
+	Error    string `json:"error,omitempty"` // why it is not loaded
+	Requests uint64 `json:"requests"`
+	Samples  uint64 `json:"samples"`
+	Batches  uint64 `json:"batches"`
+	Expired  uint64 `json:"expired"`
+	Failed   uint64 `json:"failed"`
+	Rejected uint64 `json:"rejected"` // bad requests
+	// Redelivered are requests that were delivered to a gpu-let before, which did not answer them.
+	Redelivered uint64  `json:"redelivered"`
+	ExecMs      float64 `json:"exec_ms"` // moving average of a batch's time on the engine
+	BusyMs      float64 `json:"busy_ms"` // total time on the engine
 }

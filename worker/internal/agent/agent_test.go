@@ -342,7 +342,7 @@ func TestMetricsShowWhatGpuletsReport(t *testing.T) {
 		proc:     &process{cmd: &exec.Cmd{Process: &os.Process{Pid: 1}}},
 		restarts: 2,
 		last: plan.GpuletReport{Models: []plan.ModelReport{
-			{Model: "m", Loaded: true, Requests: 40, Samples: 60, Batches: 10, Expired: 3, Rejected: 4, Failed: 5, BusyMs: 500, ExecMs: 50},
+			{Model: "m", Loaded: true, Requests: 40, Samples: 60, Batches: 10, Expired: 3, Rejected: 4, Failed: 5, Redelivered: 6, BusyMs: 500, ExecMs: 50},
 		}},
 	}
 	a.metrics.set(a.snapshot())
@@ -373,6 +373,7 @@ func TestMetricsShowWhatGpuletsReport(t *testing.T) {
 		"gpulet_state g ready 1",
 		"model_loaded g m 1",
 		"plan_revision 9",
+		"redelivered_requests_total g m 6",
 		"requests_total g m expired 3",
 		"requests_total g m failed 5",
 		"requests_total g m rejected 4",

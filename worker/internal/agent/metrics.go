@@ -17,6 +17,7 @@ type metrics struct {
 	restarts *prometheus.Desc
 	loaded   *prometheus.Desc
 	requests *prometheus.Desc
+	again    *prometheus.Desc
 	samples  *prometheus.Desc
 	batches  *prometheus.Desc
 	fill     *prometheus.Desc
@@ -37,19 +38,20 @@ type snapshot struct {
 func newMetrics(host string) *metrics {
 	labels := prometheus.Labels{"host": host}
 	desc := func(name, help string, variable ...string) *prometheus.Desc {
-		return prometheus.NewDesc("gpulet_"+name, help, variable, labels)
+		return prometheus.NewDesc("gpulet_worker_"+name, help, variable, labels)
 	}
 	return &metrics{
-		revision: desc("worker_plan_revision", "Revision of the plan the agent works towards."),
-		state:    desc("worker_gpulet_state", "1 for the state that a gpu-let is in.", "gpulet", "state"),
-		restarts: desc("worker_gpulet_restarts_total", "Processes started in place of one that exited.", "gpulet"),
-		loaded:   desc("worker_model_loaded", "1 when a gpu-let serves a model, 0 when it should and cannot.", "gpulet", "model"),
-		requests: desc("worker_requests_total", "Requests by what became of them: run, failed (of those), expired or rejected.", "gpulet", "model", "status"),
-		samples:  desc("worker_samples_total", "Samples run.", "gpulet", "model"),
-		batches:  desc("worker_batches_total", "Batches run.", "gpulet", "model"),
-		fill:     desc("worker_batch_fill_ratio", "Samples per batch over the planned batch, since the gpu-let started.", "gpulet", "model"),
-		busy:     desc("worker_exec_seconds_total", "Time on the engine.", "gpulet", "model"),
-		exec:     desc("worker_batch_exec_seconds", "Moving average of a batch's time on the engine.", "gpulet", "model"),
+		revision: desc("plan_revision", "Revision of the plan the agent works towards."),
+		state:    desc("gpulet_state", "1 for the state that a gpu-let is in.", "gpulet", "state"),
+		restarts: desc("gpulet_restarts_total", "Processes started in place of one that exited.", "gpulet"),
+		loaded:   desc("model_loaded", "1 when a gpu-let serves a model, 0 when it should and cannot.", "gpulet", "model"),
+		requests: desc("requests_total", "Requests by what became of them: run, failed (of those), expired or rejected.", "gpulet", "model", "status"),
+		again:    desc("redelivered_requests_total", "Requests fetched that were delivered before, to a gpu-let that has not answered them.", "gpulet", "model"),
+		samples:  desc("samples_total", "Samples run.", "gpulet", "model"),
+		batches:  desc("batches_total", "Batches run.", "gpulet", "model"),
+		fill:     desc("batch_fill_ratio", "Samples per batch over the planned batch, since the gpu-let started.", "gpulet", "model"),
+		busy:     desc("exec_seconds_total", "Time on the engine.", "gpulet", "model"),
+		exec:     desc("batch_exec_seconds", "Moving average of a batch's time on the engine.", "gpulet", "model"),
 	}
 }
 
@@ -61,7 +63,7 @@ func (m *metrics) set(s snapshot) {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.revision, m.state, m.restarts, m.loaded, m.requests, m.samples, m.batches, m.fill, m.busy, m.exec} {
+	for _, d := range []*prometheus.Desc{m.revision, m.state, m.restarts, m.loaded, m.requests, m.again, m.samples, m.batches, m.fill, m.busy, m.exec} {
 		ch <- d
 	}
 }
@@ -89,6 +91,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			counter(m.requests, float64(r.Failed), g.ID, r.Model, "failed")
 			counter(m.requests, float64(r.Expired), g.ID, r.Model, "expired")
 			counter(m.requests, float64(r.Rejected), g.ID, r.Model, "rejected")
+			counter(m.again, float64(r.Redelivered), g.ID, r.Model)
 			counter(m.samples, float64(r.Samples), g.ID, r.Model)
 			counter(m.batches, float64(r.Batches), g.ID, r.Model)
 			counter(m.busy, r.BusyMs/1e3, g.ID, r.Model)

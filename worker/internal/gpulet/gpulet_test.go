@@ -425,7 +425,7 @@ func TestRedeliveredRequestsRunAlone(t *testing.T) {
 	r.await(waiting)
 	_ = r.gpulets[0].stop() // it dies with requests in its hands
 	open()
-	r.start("a")
+	second := r.start("a")
 	again := 0
 	for _, rep := range r.wait(ids...) {
 		if rep.Status != wire.StatusOK {
@@ -438,6 +438,7 @@ func TestRedeliveredRequestsRunAlone(t *testing.T) {
 	if again == 0 {
 		t.Error("no request ran alone")
 	}
+	second.waitFor("the redelivered counted", func(p plan.GpuletReport) bool { return p.Models[0].Redelivered == uint64(again) })
 }
 
 func TestAModelThatDoesNotLoadHurtsNoOther(t *testing.T) {

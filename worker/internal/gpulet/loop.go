@@ -215,6 +215,9 @@ func (l *loop) finished(o outcome) error {
 func (l *loop) admit(m *bound, msg *bus.Msg, now time.Time) {
 	req := &request{msg: msg, model: m, fetched: now, samples: 1}
 	l.open[req] = struct{}{}
+	if msg.Delivered > 1 {
+		m.counts.Redelivered++
+	}
 	var err error
 	if req.deadline, err = wire.ResolveDeadline(msg.Get, msg.Stored, m.timeout()); err == nil {
 		if now.Add(m.estimate.exec(1)).After(req.deadline) {
