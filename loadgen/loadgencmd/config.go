@@ -42,6 +42,9 @@ type loadConfig struct {
 	// Grace is how much longer than its timeout an answer is waited for.
 	Grace time.Duration `env:"GRACE" envDefault:"5s" usage:"how much longer than the timeout to wait for an answer"`
 
+	// MetricsAddr answers /metrics while requests are sent.
+	MetricsAddr string `env:"METRICS_ADDR" usage:"address of /metrics, /healthz and pprof while it runs (default: none)"`
+
 	slos map[string]time.Duration // SLO, parsed
 }
 

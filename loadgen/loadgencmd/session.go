@@ -29,16 +29,19 @@ import (
 // the models' inputs.
 type session struct {
 	cfg     loadConfig
+	log     *slog.Logger
 	arrival arrival.Spec
 	bus     *bus.Bus // nil with http
 	catalog catalog
 	traces  map[string]arrival.Trace
 	items   map[string][]payload.Item
+	meter   *meter // nil without --metrics-addr
+	unserve func() // ends serving metrics
 }
 
-// open reads what cfg names and connects.
-func open(ctx context.Context, cfg loadConfig, log *slog.Logger) (*session, error) {
-	s := &session{cfg: cfg, traces: map[string]arrival.Trace{}, items: map[string][]payload.Item{}}
+// newSession reads what cfg names.
+func newSession(cfg loadConfig, log *slog.Logger) (*session, error) {
+	s := &session{cfg: cfg, log: log, traces: map[string]arrival.Trace{}, items: map[string][]payload.Item{}, unserve: func() {}}
 	var err error
 	if s.arrival, err = arrival.ParseSpec(cfg.Arrival); err != nil {
 		return nil, cli.Usagef("--%w", err)
@@ -46,20 +49,33 @@ func open(ctx context.Context, cfg loadConfig, log *slog.Logger) (*session, erro
 	if _, err := s.trace(s.arrival); err != nil {
 		return nil, err
 	}
-	if cfg.Via == "http" {
-		s.catalog = httpCatalog{cfg.HTTPURL}
-		return s, nil
-	}
-	limited, cancel := context.WithTimeoutCause(ctx, cfg.ConnectTimeout, fmt.Errorf("not reached within %v", cfg.ConnectTimeout))
-	defer cancel()
-	if s.bus, err = bus.Connect(limited, cfg.Bus, bus.RoleClient, "loadgen", log); err != nil {
-		return nil, err
-	}
-	s.catalog = busCatalog{s.bus}
 	return s, nil
 }
 
+// connect connects to the system under test.
+func (s *session) connect(ctx context.Context) (err error) {
+	cfg := s.cfg
+	if cfg.MetricsAddr != "" {
+		if s.meter, s.unserve, err = serveMetrics(cfg.MetricsAddr, s.log); err != nil {
+			return err
+		}
+	}
+	if cfg.Via == "http" {
+		s.catalog = httpCatalog{cfg.HTTPURL}
+		return nil
+	}
+	limited, cancel := context.WithTimeoutCause(ctx, cfg.ConnectTimeout, fmt.Errorf("not reached within %v", cfg.ConnectTimeout))
+	defer cancel()
+	if s.bus, err = bus.Connect(limited, cfg.Bus, bus.RoleClient, "loadgen", s.log); err != nil {
+		s.unserve()
+		return err
+	}
+	s.catalog = busCatalog{s.bus}
+	return nil
+}
+
 func (s *session) close() {
+	s.unserve()
 	if s.bus != nil {
 		s.bus.Close()
 	}
@@ -107,6 +123,9 @@ func (s *session) run(ctx context.Context, set settings) (report.Run, error) {
 	run, err := drive.New(streams, opts)
 	if err != nil {
 		return report.Run{}, cli.Usagef("%w", err)
+	}
+	if s.meter != nil {
+		s.meter.show(run)
 	}
 	sender, err := s.sender(streams, run)
 	if err != nil {
@@ -245,6 +264,7 @@ func (s *session) readInputs(m model.Config) ([]payload.Item, error) {
 	file := filepath.Join(s.cfg.Models, m.Name, "samples.msgpack")
 	data, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
+		s.log.Warn("no samples: the model is sent random inputs, and its answers are not checked", "model", m.Name, "expected", file)
 		items, err := payload.Random(m.Inputs, randomItems(m), s.cfg.Varying, s.cfg.Seed)
 		if err != nil {
 			return nil, fmt.Errorf("model %s: %w", m.Name, err)

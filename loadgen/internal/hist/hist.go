@@ -100,6 +100,21 @@ func (h *Histogram) Quantile(q float64) time.Duration {
 	return 0
 }
 
+// AtMost returns, for each of bounds, which ascend, how many samples do not exceed it; a sample less
+// than a bucket's width above a bound may count too.
+func (h *Histogram) AtMost(bounds []time.Duration) []uint64 {
+	out := make([]uint64, len(bounds))
+	var seen uint64
+	i := 0
+	for k, bound := range bounds {
+		for last := h.bucket(uint64(max(bound, 0))); i <= last && i < len(h.counts); i++ {
+			seen += h.counts[i]
+		}
+		out[k] = seen
+	}
+	return out
+}
+
 // Point is one step of a cumulative distribution: Fraction of the samples do not exceed Value.
 type Point struct {
 	Value    time.Duration

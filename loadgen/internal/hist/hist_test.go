@@ -100,3 +100,25 @@ func BenchmarkAdd(b *testing.B) {
 		b.Fatalf("%d counted of %d", h.Count(), b.N)
 	}
 }
+
+func TestAtMostCountsUpToTheBoundsBucket(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		bits := rapid.SampledFrom([]uint{Fine, Coarse}).Draw(t, "bits")
+		h, values := draw(t, bits)
+		bounds := rapid.SliceOfN(rapid.SampledFrom(append([]time.Duration{0, 1, 1 << 50}, values...)), 1, 10).Draw(t, "bounds")
+		slices.Sort(bounds)
+		for i, got := range h.AtMost(bounds) {
+			upTo := func(bound time.Duration) (n uint64) {
+				for _, v := range values {
+					if v <= bound {
+						n++
+					}
+				}
+				return n
+			}
+			if least, most := upTo(bounds[i]), upTo(bounds[i]+bounds[i]>>bits); got < least || got > most {
+				t.Fatalf("at most %d: %d, expected %d to %d", bounds[i], got, least, most)
+			}
+		}
+	})
+}
