@@ -1,0 +1,19 @@
+package frontendcmd
+
+import (
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gpulet/gpulet/frontend/internal/v2"
+	"github.com/gpulet/gpulet/shared/doctest"
+)
+
+func TestMetricsAreInTheManual(t *testing.T) {
+	doctest.Metrics(t, "frontend", func(reg prometheus.Registerer) {
+		registerSystem(reg, nil, nil)
+		v2.NewMetrics(reg)
+	})
+}
+
+func TestSettingsAreInTheManual(t *testing.T) { doctest.Settings(t, "frontend", New()) }
