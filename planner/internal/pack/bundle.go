@@ -55,13 +55,14 @@ func (f *filler) bundle(c int, d demand) demand {
 	return rest
 }
 
-// join adds a slot to the first bundle that still settles with it at the assumed pressure.
+// join adds a slot to the first bundle that still settles with it at the assumed pressure, and whose
+// models fit the memory of a GPU.
 func (f *filler) join(c, l int, bundles []bundle, sl slot) bool {
 	for i := range bundles {
 		p := &bundles[i].part
 		trial := []part{{p.si, append(slices.Clone(p.slots), sl)}}
 		share := f.env.classes[c].shares[p.si]
-		if f.env.settleUnder(c, trial, f.assumed(c, l, share), share < 100) {
+		if f.env.settleUnder(c, trial, f.assumed(c, l, share), share < 100) && f.env.fits(c, trial) {
 			p.slots = trial[0].slots
 			return true
 		}

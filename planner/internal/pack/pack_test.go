@@ -3,6 +3,8 @@ package pack
 import (
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -360,5 +362,56 @@ func TestDesiredGPUsOfAWildRateAreEstimated(t *testing.T) {
 	in := turing(t, shipped(t), 1, map[string]float64{"resnet50": 1e9}, true)
 	if got := Gpulet(in, Options{}).Plan.DesiredGPUs; got < 100_000 {
 		t.Errorf("desired_gpus %d: expected hundreds of thousands", got)
+	}
+}
+
+// tiny is a problem on GPUs of 1,000 MiB, 300 of them for a context, on which a batch takes 1 ms.
+func tiny(t *testing.T, gpus int, slo time.Duration, memMiB map[string]int64) problem.Input {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "tiny"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	in := problem.Input{ContextBytes: 300 << 20}
+	for name, mib := range memMiB {
+		p := profile.Profile{
+			Model: name, GPUType: "tiny", Memory: []profile.Memory{{Batch: 1, Bytes: mib << 20}},
+			Points: []profile.Point{{Share: 20, Batch: 1, P50Ms: 5}, {Share: 20, Batch: 8, P50Ms: 40}, {Share: 100, Batch: 1, P50Ms: 1}, {Share: 100, Batch: 8, P50Ms: 8}},
+		}
+		if err := profile.WriteJSON(filepath.Join(dir, "tiny", name+".json"), p); err != nil {
+			t.Fatal(err)
+		}
+		in.Models = append(in.Models, problem.Model{Name: name, SLO: slo, Rate: 10})
+	}
+	slices.SortFunc(in.Models, func(a, b problem.Model) int { return strings.Compare(a.Name, b.Name) })
+	set, problems := profile.LoadDir(dir)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	in.Profiles = set
+	for i := range gpus {
+		in.GPUs = append(in.GPUs, problem.GPU{Host: "h", Index: i, Type: "tiny", MemBytes: 1000 << 20})
+	}
+	return in
+}
+
+func TestServesOneOfTwoModelsThatDoNotFitTheMemoryTogether(t *testing.T) {
+	mem := map[string]int64{"a": 300, "b": 500}
+	for gpus, served := range map[int]int{1: 1, 2: 2} {
+		in := tiny(t, gpus, 100*time.Millisecond, mem)
+		res := Gpulet(in, Options{})
+		if bad := check.Plan(in, res.Plan); len(bad) > 0 || len(res.Plan.Gpulets) != served || res.Plan.DesiredGPUs != 2 {
+			t.Errorf("%d GPUs: %+v, %v: expected %d gpu-lets and 2 GPUs desired", gpus, res.Plan, bad, served)
+		}
+	}
+}
+
+func TestMeetsAnSLOThatIsJustPossible(t *testing.T) {
+	in := tiny(t, 1, 2*time.Millisecond, map[string]int64{"a": 300})
+	for _, name := range []string{"gpulet", "elastic", "greedy"} {
+		res := algorithms[name](in, Options{})
+		if bad := check.Plan(in, res.Plan); len(bad) > 0 || !check.Complete(res.Plan) {
+			t.Errorf("%s: %+v, %v", name, res.Plan, bad)
+		}
 	}
 }

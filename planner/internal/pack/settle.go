@@ -20,8 +20,8 @@ type slot struct {
 	ms    float64 // inflated time of a full batch, valid once settled
 }
 
-// slack is the relative distance kept from every limit, so that the checker, which sums in
-// another order, agrees.
+// slack is the relative distance kept from the rate that a batch per cycle carries. An SLO may be met
+// exactly: the checker, which sums in another order, grants far more than rounding.
 const slack = 1e-9
 
 // settle finds the smallest batches with which parts, together on one GPU of class c, carry their
@@ -86,7 +86,7 @@ func (e *env) settlePart(c int, parts []part, i int, pressure float64, busy bool
 	}
 	for k := range p.slots {
 		s := &p.slots[k]
-		if duty+s.ms > e.models[s.m].slo*(1-slack) {
+		if duty+s.ms > e.models[s.m].slo {
 			return false, false
 		}
 		need := s.rate * duty / 1000 * (1 + slack)
@@ -193,7 +193,7 @@ func (e *env) best(c, m, si int, pressure float64, busy bool) (rate float64, bat
 		return 0, 0
 	}
 	r := &t.rows[si]
-	limit := e.models[m].slo * (1 - slack) / 2
+	limit := e.models[m].slo / 2
 	for b := range r.ms {
 		ms := r.ms[b]
 		if busy && e.pressure {
