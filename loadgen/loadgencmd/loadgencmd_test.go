@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -133,20 +134,62 @@ func TestRunFailsOnLostRequests(t *testing.T) {
 }
 
 func TestErrorsOfTheSystemAreNoFailureOfTheRun(t *testing.T) {
-	sys := system(t, func(rep *wire.Reply) { *rep = wire.Reply{Status: wire.Expired, Detail: "too late"} })
-	r := loadgen(t, sys, "run", "--rates", "digits=100", "--duration", "200ms", "--json", "-")
+	var first atomic.Bool
+	sys := system(t, func(rep *wire.Reply) {
+		if first.Swap(true) {
+			*rep = wire.Reply{Status: wire.Expired, Detail: "too late"}
+		}
+	})
+	r := loadgen(t, sys, "run", "--rates", "digits=100", "--duration", "200ms", "--arrival", "uniform", "--json", "-")
 	var doc report.Run
 	if err := json.Unmarshal([]byte(r.stdout), &doc); err != nil || r.code != 0 {
 		t.Fatalf("%v: %+v", err, r)
 	}
-	if f := doc.Total; f.Errors[wire.Expired] != f.Sent || f.Sent == 0 || f.SLOViolations != f.Sent {
+	if f := doc.Total; f.Errors[wire.Expired] != f.Sent-1 || f.Sent < 2 || f.SLOViolations != f.Sent-1 {
 		t.Errorf("%+v", f)
 	}
 }
 
+func TestRunFailsWhenAModelAnswersNothingOK(t *testing.T) {
+	sys := system(t, func(rep *wire.Reply) { *rep = wire.Reply{Status: wire.Failed, Detail: "index out of range"} })
+	r := loadgen(t, sys, "run", "--rates", "digits=100", "--duration", "200ms")
+	if r.code != 1 || !strings.Contains(r.stderr, "digits: none of ") || !strings.Contains(r.stderr, "answered ok: failed: index out of range") {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestRandomInputsAreWarnedOf(t *testing.T) {
+	sys := system(t, nil)
+	for model, want := range map[string]bool{"digits": false, "other": true} {
+		r := loadgen(t, sys, "run", "--rates", model+"=100", "--duration", "100ms")
+		if got := strings.Contains(r.stderr, "random inputs"); got != want || r.code != 0 {
+			t.Errorf("%s: warned %v: expected %v: %+v", model, got, want, r)
+		}
+	}
+}
+
+// Wrong usage is said before anything is waited for: there is no server here.
+func TestNothingToSendNeedsNoServer(t *testing.T) {
+	trace := filepath.Join(t.TempDir(), "trace.csv")
+	if err := os.WriteFile(trace, []byte("0.01\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"run"}, {"run", "--arrival", "trace:" + trace}} {
+		r := loadgen(t, nil, append(args, "--nats-url", "nats://127.0.0.1:1", "--connect-timeout", "10m")...)
+		if r.code != 2 || !strings.Contains(r.stderr, "nothing to send") {
+			t.Errorf("%v: %+v", args, r)
+		}
+	}
+}
+
 func TestStrictRunsFailOnErrorsAndOnFewRightAnswers(t *testing.T) {
-	expired := system(t, func(rep *wire.Reply) { *rep = wire.Reply{Status: wire.Expired} })
-	r := loadgen(t, expired, "run", "--rates", "digits=100", "--duration", "200ms", "--strict")
+	var first atomic.Bool
+	expired := system(t, func(rep *wire.Reply) {
+		if first.Swap(true) {
+			*rep = wire.Reply{Status: wire.Expired}
+		}
+	})
+	r := loadgen(t, expired, "run", "--rates", "digits=100", "--duration", "200ms", "--arrival", "uniform", "--strict")
 	if r.code != 1 || !strings.Contains(r.stderr, "answered with an error") {
 		t.Errorf("%+v", r)
 	}
@@ -328,7 +371,7 @@ func TestWrongUsage(t *testing.T) {
 		"arrival \"often\"":               {"run", "--rates", "digits=1", "--arrival", "often"},
 		"--scenario: open " + missing:     {"run", "--scenario", missing},
 		"--arrival: open " + missing:      {"run", "--rates", "digits=1", "--arrival", "trace:" + missing},
-		"--timeout 1h0m0s: model digits": {"run", "--rates", "digits=1", "--timeout", "1h"},
+		"--timeout 1h0m0s: model digits":  {"run", "--rates", "digits=1", "--timeout", "1h"},
 		"--slo other: no requests":        {"run", "--rates", "digits=1", "--slo", "other=1s"},
 		"expected a duration above 0 and": {"run", "--rates", "digits=1", "--duration", "1s", "--warmup", "1s"},
 		"--min-accuracy \"most\"":         {"run", "--rates", "digits=1", "--min-accuracy", "most"},

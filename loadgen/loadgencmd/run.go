@@ -73,9 +73,10 @@ func newRunCommand() *cobra.Command {
 A model whose folder under --models has a samples.msgpack is sent its samples, and its answers are
 checked against the expected outputs and labels; other models are sent random tensors.
 
-Exit status: 0 when every request was answered and no answer was wrong, 1 when a request was lost
-or an answer was wrong, 2 for wrong usage. Errors that the system answers with (overloaded,
-expired, ...) are counted and are a failure of the run only with --strict.`,
+Exit status: 0 when every request was answered and no answer was wrong, 1 when a request was lost,
+an answer was wrong, or a model answered no request ok, 2 for wrong usage. Errors that the system
+answers with (overloaded, expired, ...) are counted and otherwise are a failure of the run only with
+--strict.`,
 		Example: `  loadgen run --rates lenet=300 --duration 10s
   loadgen run --rates resnet50=100,bert=20 --arrival mmpp:5,20%,1s --slo resnet50=80ms --html run.html
   loadgen run --scenario rush.yaml --json run.json
@@ -107,14 +108,17 @@ func run(ctx context.Context, cfg runConfig, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	s, err := open(ctx, cfg.Load, log)
+	s, err := newSession(cfg.Load, log)
 	if err != nil {
 		return err
 	}
-	defer s.close()
 	if sc, err = s.complete(cfg, sc); err != nil {
 		return err
 	}
+	if err := s.connect(ctx); err != nil {
+		return err
+	}
+	defer s.close()
 	doc, err := s.run(ctx, settings{
 		scenario: sc, warmup: cfg.Warmup,
 		watch: func(r *drive.Run) func() { return watch(stderr, r, sc.Duration()) },

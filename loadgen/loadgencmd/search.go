@@ -114,8 +114,11 @@ func searchPeak(ctx context.Context, cfg searchConfig, stdout, stderr io.Writer)
 	if precision, err = arrival.ParseFraction(cfg.Precision); err != nil || precision <= 0 || precision >= 1 {
 		return cli.Usagef("--precision %q: expected a share between 0 and 1, such as 5%%", cfg.Precision)
 	}
-	s, err := open(ctx, cfg.Load, log)
+	s, err := newSession(cfg.Load, log)
 	if err != nil {
+		return err
+	}
+	if err := s.connect(ctx); err != nil {
 		return err
 	}
 	defer s.close()

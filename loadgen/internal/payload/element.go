@@ -60,10 +60,10 @@ func halfToFloat(h uint16) float64 {
 	return v
 }
 
-// put writes u, in [0, 1), as an element of type d into b: floats as they are, integers scaled to
-// 0..99, which every vocabulary and every 8-bit type holds, booleans as 0 or 1.
+// put writes u, in [0, 1), as an element of type d into b: floats as they are, integers and booleans
+// as 0 or 1, which are in range of the smallest embedding too.
 func put(d tensor.DType, b []byte, u float64) {
-	n := uint64(u * 100)
+	n := uint64(u * 2)
 	switch d {
 	case tensor.FP32:
 		binary.LittleEndian.PutUint32(b, math.Float32bits(float32(u)))
@@ -79,9 +79,7 @@ func put(d tensor.DType, b []byte, u float64) {
 		binary.LittleEndian.PutUint32(b, uint32(n))
 	case tensor.INT16:
 		binary.LittleEndian.PutUint16(b, uint16(n))
-	case tensor.BOOL:
-		b[0] = byte(u * 2)
-	default: // UINT8, INT8
+	default: // UINT8, INT8, BOOL
 		b[0] = byte(n)
 	}
 }

@@ -161,8 +161,8 @@ func (f Figures) ViolationShare() float64 {
 // of the client's machine delays some sends; a client that is too slow delays nearly all.
 func (f Figures) KeptUp() bool { return f.Late*20 <= f.Sent }
 
-// Failure says what of the run must not happen at all: lost, wrong or unasked answers. It is empty
-// when nothing did.
+// Failure says what of the run must not happen at all: lost, wrong or unasked answers, or a model
+// that answered nothing "ok". It is empty when nothing did.
 func (r Run) Failure() string {
 	t := r.Total
 	switch {
@@ -173,7 +173,29 @@ func (r Run) Failure() string {
 	case t.Unasked > 0:
 		return fmt.Sprintf("%d answers came to requests that were never sent", t.Unasked)
 	}
+	for _, name := range r.Names() {
+		if f := r.Models[name]; f.Sent > 0 && f.OK == 0 {
+			return fmt.Sprintf("%s: none of %d requests was answered ok%s", name, f.Sent, f.cause())
+		}
+	}
 	return ""
+}
+
+// cause is the words of the most frequent error, to follow a sentence; empty where nothing is said.
+func (f Figures) cause() string {
+	var most wire.Status
+	for _, s := range ErrorCodes() {
+		if f.Errors[s] > f.Errors[most] {
+			most = s
+		}
+	}
+	switch {
+	case most == "":
+		return ""
+	case f.Causes[most] == "":
+		return ": " + string(most)
+	}
+	return fmt.Sprintf(": %s: %s", most, f.Causes[most])
 }
 
 // Parse reads a document that Run was written as.

@@ -170,6 +170,23 @@ func TestFailures(t *testing.T) {
 	}
 }
 
+func TestAModelWithoutAnOKAnswerIsAFailure(t *testing.T) {
+	ok := Figures{Sent: 5, OK: 5}
+	none := Figures{
+		Sent: 5, Errors: map[wire.Status]int64{wire.Overloaded: 1, wire.Failed: 4},
+		Causes: map[wire.Status]string{wire.Overloaded: "queue is full", wire.Failed: "index out of range"},
+	}
+	run := func(b Figures) Run {
+		return Run{Models: map[string]Figures{"a": ok, "b": b}, Total: Figures{Sent: 10, OK: 5}}
+	}
+	if got, want := run(none).Failure(), "b: none of 5 requests was answered ok: failed: index out of range"; got != want {
+		t.Errorf("%q, expected %q", got, want)
+	}
+	if got := run(Figures{}).Failure(); got != "" {
+		t.Errorf("a model that was sent nothing: %q", got)
+	}
+}
+
 // The page needs nothing else, and what comes from outside cannot become markup in it.
 func TestHTMLIsSelfContainedAndEscaped(t *testing.T) {
 	r := sample()
