@@ -22,6 +22,13 @@ const headerJSONLength = "Inference-Header-Content-Length"
 // bodyTimeout is how long a client may take to send its body.
 const bodyTimeout = time.Minute
 
+// A refused body is read to its end within these bounds, and thrown away: a client that is still
+// sending sees a broken connection in place of the answer.
+const (
+	drainBytes   = 64 << 20
+	drainTimeout = 2 * time.Second
+)
+
 // keepBuffer is the largest buffer, in bytes, that is kept for the next request.
 const keepBuffer = 4 << 20
 
@@ -70,6 +77,18 @@ func readBody(w http.ResponseWriter, r *http.Request, buf *[]byte, limit int64, 
 	}
 	*buf = body
 	return body, nil
+}
+
+// drain throws away what is left of a refused request's body. A client that waits to be told to go on
+// (100-continue) and was not sends none.
+func drain(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Expect") != "" {
+		return
+	}
+	ctl := http.NewResponseController(w)
+	_ = ctl.SetReadDeadline(time.Now().Add(drainTimeout)) // not supported in some tests only
+	_, _ = io.CopyN(io.Discard, r.Body, drainBytes)       // a client that has left is told by the answer's failing
+	_ = ctl.SetReadDeadline(time.Time{})
 }
 
 // fill reads the body to its end. The buffer grows with what has come: an announced length costs a

@@ -60,6 +60,7 @@ func (s *Server) infer(w http.ResponseWriter, r *http.Request) {
 
 	status := wire.StatusOK
 	if err != nil {
+		drain(w, r) // at its end already where it was read
 		status = s.refuse(w, r, label, err)
 	}
 	s.metrics.observe(label, status, time.Since(start))

@@ -1,6 +1,7 @@
 package v2_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -353,6 +354,46 @@ func TestTensorsLargerThanAMessageAreRefused(t *testing.T) {
 	}
 }
 
+// A client that sends all of a refused body before it reads gets the answer, and may go on.
+func TestRefusedBodiesAreReadSoThatTheAnswerArrives(t *testing.T) {
+	d := open(t, frontendtest.Start(t, frontendtest.Toy()))
+	for path, want := range map[string]int{toyInfer: 413, "/v2/models/none/infer": 404} {
+		const size = 40 << 20
+		c := d.announceTo(t, path, size)
+		if _, err := io.Copy(c, io.LimitReader(spaces{}, size)); err != nil {
+			t.Fatalf("%s: the connection was cut while the body was sent: %v", path, err)
+		}
+		in := bufio.NewReader(c)
+		for _, code := range []int{want, 200} {
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil {
+				t.Fatalf("%s: %v", path, err)
+			}
+			if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != code {
+				t.Errorf("%s: %d, %v: expected %d", path, resp.StatusCode, err, code)
+			}
+			_ = resp.Body.Close()
+			if _, err := io.WriteString(c, "GET /v2 HTTP/1.1\r\nHost: door\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// A refused body that never comes is answered all the same.
+func TestARefusedBodyIsNotWaitedForWithoutEnd(t *testing.T) {
+	d := open(t, frontendtest.Start(t, frontendtest.Toy()))
+	c := d.announce(t, 40<<20)
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != 413 {
+		t.Errorf("%d: expected 413", resp.StatusCode)
+	}
+}
+
 func TestBodyInChunks(t *testing.T) {
 	d := open(t, frontendtest.Start(t, frontendtest.Toy()))
 	d.Work(t, frontendtest.Toy(), frontendtest.ToyWorker)
@@ -662,12 +703,17 @@ func (d *door) inFlight(t testing.TB) float64 {
 // announce begins a request whose body of n bytes is not sent.
 func (d *door) announce(t testing.TB, n int) net.Conn {
 	t.Helper()
+	return d.announceTo(t, toyInfer, n)
+}
+
+func (d *door) announceTo(t testing.TB, path string, n int) net.Conn {
+	t.Helper()
 	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(d.url, "http://"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	if _, err := fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: door\r\nContent-Length: %d\r\n\r\n", toyInfer, n); err != nil {
+	if _, err := fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: door\r\nContent-Length: %d\r\n\r\n", path, n); err != nil {
 		t.Fatal(err)
 	}
 	return c
