@@ -110,7 +110,7 @@ func examplesRun(t *testing.T, s *harness.System) {
 	want := fmt.Sprintf("%s: lenet says %d", file, samples.Labels[0])
 	for _, line := range [][]string{
 		{"go", "run", "./examples/infer-go", "-url", s.HTTP, file},
-		{"python3", "examples/infer.py", "--url", s.HTTP, file},
+		{"scripts/python.sh", "examples/infer.py", "--url", s.HTTP, file},
 	} {
 		cmd := exec.Command(line[0], line[1:]...)
 		cmd.Dir = harness.Root(t)
@@ -156,44 +156,82 @@ func TestTwoModelsShareAHost(t *testing.T) {
 	allRight(t, "twice", got.Models["twice"])
 }
 
-func TestKillingAGpuletLosesNothing(t *testing.T) {
-	r := newRepository(t, "double")
-	s := harness.Up(t, harness.Config{Models: r.dir, Engine: "ref"})
-	s.WaitReady(t, "double")
+func TestKillingGpuletsLosesNothing(t *testing.T) {
+	t.Run("ref", func(t *testing.T) {
+		killGpulets(t, harness.Config{Models: newRepository(t, "double").dir, Engine: "ref"}, "double", 200)
+	})
+	t.Run("torch", func(t *testing.T) {
+		requireTorch(t)
+		killGpulets(t, harness.Config{Models: lenetOnly(t), Engine: "torch"}, "lenet", 100)
+	})
+}
+
+// killGpulets kills, twice and under load, all gpu-lets of a model while they hold requests: those
+// are delivered again, and every request is answered right.
+func killGpulets(t *testing.T, cfg harness.Config, model string, rps int) {
+	s := harness.Up(t, cfg)
+	s.WaitReady(t, model)
 	b := s.Bus(t, bus.RoleFrontend)
 
 	file := filepath.Join(t.TempDir(), "run.json")
-	loadgen := s.StartLoadgen(t, "--rates", "double=200", "--duration", "12s", "--json", file)
-	for kills := range 2 {
-		var pid int
-		harness.Eventually(t, "a gpu-let that works", func() error {
-			for _, g := range s.Gpulets(t, b, "double") {
-				if g.Models[0].Requests > 50 && g.PID != pid {
-					pid = g.PID
-					return nil
-				}
-			}
-			return fmt.Errorf("no gpu-let has answered 50 requests (after %d kills)", kills)
-		})
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
+	loadgen := s.StartLoadgen(t, "--rates", fmt.Sprintf("%s=%d", model, rps), "--duration", "12s", "--timeout", "60s", "--json", file)
+	killed := map[int]bool{}
+	for range 2 {
+		holding(t, s, b, model, killed)
 	}
 	if code := loadgen.Wait(t); code != 0 {
 		t.Errorf("loadgen: exit %d", code)
 	}
 	f := readRun(t, file).Total
-	if f.Sent < 2000 || f.OK != f.Sent || f.Lost != 0 || f.Wrong != 0 {
+	if f.Sent < int64(10*rps) || f.OK != f.Sent || f.Lost != 0 || f.Wrong != 0 || f.Accuracy < 0.97 {
 		t.Errorf("%+v: expected every request answered, and right", f)
 	}
-	harness.Eventually(t, "the restart is reported", func() error {
-		for _, g := range s.Gpulets(t, b, "double") {
-			if g.Restarts > 0 {
-				return nil
+	harness.Eventually(t, "redelivered requests and restarts are counted", func() error {
+		m := metrics(t, s.Worker)
+		again, restarts := m.sum("gpulet_worker_redelivered_requests_total", "model", model), m.sum("gpulet_worker_gpulet_restarts_total")
+		if again == 0 || restarts < 2 {
+			return fmt.Errorf("%v redelivered, %v restarts", again, restarts)
+		}
+		return nil
+	})
+}
+
+// holding kills the gpu-lets of model once they have answered some requests and hold others: they
+// are stopped first, so what the queue then waits for is in their hands. It adds them to killed.
+func holding(t *testing.T, s *harness.System, b *bus.Bus, model string, killed map[int]bool) {
+	t.Helper()
+	var pids []int
+	harness.Eventually(t, "gpu-lets that work", func() error {
+		pids = nil
+		busy := false
+		for _, g := range s.Gpulets(t, b, model) {
+			if !killed[g.PID] {
+				pids = append(pids, g.PID)
+				busy = busy || g.Models[0].Requests > 50
 			}
 		}
-		return fmt.Errorf("no gpu-let with restarts")
+		if !busy {
+			return fmt.Errorf("none has answered 50 requests (%d killed before)", len(killed))
+		}
+		return nil
 	})
+	signal := func(sig syscall.Signal) {
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, sig); err != nil {
+				t.Fatalf("%v to process %d: %v", sig, pid, err)
+			}
+			killed[pid] = true
+		}
+	}
+	signal(syscall.SIGSTOP)
+	harness.Eventually(t, "they hold requests", func() error {
+		lag, err := b.Lag(t.Context(), model)
+		if err == nil && lag.AckPending == 0 {
+			err = fmt.Errorf("lag %+v", lag)
+		}
+		return err
+	})
+	signal(syscall.SIGKILL)
 }
 
 func TestPlannerStatusShowsTheSystem(t *testing.T) {
@@ -211,14 +249,45 @@ func TestPlannerStatusShowsTheSystem(t *testing.T) {
 	}
 }
 
+// TestMetricsCountRequests sends over HTTP and compares what every program counts.
 func TestMetricsCountRequests(t *testing.T) {
-	r := newRepository(t, "double")
+	r := newRepository(t, "double", "twice")
 	s := harness.Up(t, harness.Config{Models: r.dir, Engine: "ref"})
-	s.WaitReady(t, "double")
-	allRight(t, "double", load(t, s, "--rates", "double=50", "--duration", "2s", "--via", "http").Total)
-	metrics := s.Frontend.WaitEvent(t, "frontend is up").Text("metrics")
-	_, body, err := harness.Get("http://" + metrics + "/metrics")
-	if err != nil || !strings.Contains(body, `gpulet_`) || !strings.Contains(body, `model="double"`) {
-		t.Errorf("%v: no metrics of model double in\n%.2000s", err, body)
+	s.WaitReady(t, "double", "twice")
+	got := load(t, s, "--rates", "double=50,twice=20", "--duration", "2s", "--via", "http")
+	for _, model := range []string{"double", "twice"} {
+		n := float64(got.Models[model].Sent)
+		allRight(t, model, got.Models[model])
+		m := metrics(t, s.Frontend)
+		if ok, all := m.sum("gpulet_frontend_requests_total", "model", model, "status", "ok"), m.sum("gpulet_frontend_requests_total", "model", model); ok != n || all != n {
+			t.Errorf("frontend, %s: %v requests, %v of them ok, expected %v", model, all, ok, n)
+		}
+		if timed := m.sum("gpulet_frontend_request_duration_seconds_count", "model", model); timed != n {
+			t.Errorf("frontend, %s: %v latencies, expected %v", model, timed, n)
+		}
+		harness.Eventually(t, "the worker's counts of "+model, func() error {
+			m := metrics(t, s.Worker)
+			run, samples, all := m.sum("gpulet_worker_requests_total", "model", model, "status", "run"), m.sum("gpulet_worker_samples_total", "model", model), m.sum("gpulet_worker_requests_total", "model", model)
+			if run != n || samples != n || all != n {
+				return fmt.Errorf("%v requests, %v of them run, %v samples, expected %v", all, run, samples, n)
+			}
+			return nil
+		})
 	}
+	harness.Eventually(t, "one plan revision everywhere", func() error {
+		code, out := harness.Run(t, "planner", nil, "status", "--json", "--nats-url", s.NATS, "--state-dir", s.StateDir)
+		if code != 0 {
+			return fmt.Errorf("planner status: exit %d: %s", code, out)
+		}
+		want := harness.Decode[struct {
+			Plan struct {
+				Revision float64 `json:"revision"`
+			} `json:"plan"`
+		}](t, out).Plan.Revision
+		planner, frontend, worker := metrics(t, s.Planner).sum("gpulet_planner_plan_revision"), metrics(t, s.Frontend).sum("gpulet_frontend_plan_revision"), metrics(t, s.Worker).sum("gpulet_worker_plan_revision")
+		if want == 0 || planner != want || frontend != want || worker != want {
+			return fmt.Errorf("planner status has revision %v, the planner %v, the frontend %v, the worker %v", want, planner, frontend, worker)
+		}
+		return nil
+	})
 }

@@ -38,6 +38,39 @@ func TestBrokenModelsDoNotStopOthers(t *testing.T) {
 	allRight(t, "double beside broken models", load(t, s, "--rates", "double=50", "--duration", "2s").Total)
 }
 
+// TestBrokenArchivesDoNotStopOthersOnLibTorch does the same with files that LibTorch is to read.
+func TestBrokenArchivesDoNotStopOthersOnLibTorch(t *testing.T) {
+	requireTorch(t)
+	r := repository{lenetOnly(t)}
+	read := func(file string) string {
+		data, err := os.ReadFile(filepath.Join(r.dir, "lenet", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	archive := read("1/model.pt")
+	broken := map[string]string{
+		"garbage":   "\x00\x01 not an archive",
+		"cut_short": archive[:len(archive)/2],
+		"damaged":   archive[:len(archive)/4] + strings.Repeat("\xff", len(archive)/2) + archive[3*len(archive)/4:],
+		"other":     emptyZip,
+	}
+	for name, data := range broken {
+		r.write(t, name+"/model.yaml", strings.Replace(read("model.yaml"), "name: lenet", "name: "+name, 1))
+		r.write(t, name+"/1/model.pt", data)
+	}
+	s := harness.Up(t, harness.Config{Models: r.dir, Engine: "torch"})
+	s.WaitReady(t, "lenet")
+	for name := range broken {
+		s.Worker.WaitLine(t, "words about "+name, func(line string) bool { return containsAll(line, filepath.Join(name, "1", "model.pt")) })
+	}
+	allRight(t, "lenet beside broken models", load(t, s, "--rates", "lenet=50", "--duration", "2s", "--timeout", "30s").Total)
+}
+
+// emptyZip is an archive without a model in it: the end record alone.
+const emptyZip = "PK\x05\x06\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+
 func containsAll(line string, words ...string) bool {
 	for _, w := range words {
 		if !strings.Contains(line, w) {
