@@ -89,7 +89,8 @@ func (c Config) url() string {
 
 // Connect connects as role; name is shown to operators. Until ctx ends it retries with back-off,
 // logging each failure with the URL, the reason and the next delay. Settings that can never work
-// (a malformed URL, an unreadable NKey file) fail at once.
+// (a malformed URL, an unreadable NKey file) fail at once. So do refused credentials where ctx has a
+// deadline, which is how a command for people bounds its try; a service waits for its keys.
 func Connect(ctx context.Context, cfg Config, role Role, name string, log *slog.Logger) (*Bus, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -114,6 +115,9 @@ func Connect(ctx context.Context, cfg Config, role Role, name string, log *slog.
 			return nil, err
 		}
 		last = hint(err, cfg, role)
+		if _, bounded := ctx.Deadline(); bounded && errors.Is(err, nats.ErrAuthorization) {
+			return nil, fmt.Errorf("connect to %s: %w", redact(cfg.url()), last)
+		}
 		delay := retry.Next()
 		log.Warn("cannot reach NATS, trying again", "url", redact(cfg.url()), "role", string(role),
 			"error", last, "next_try_in", delay.Round(time.Millisecond))

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 
@@ -101,6 +102,24 @@ func TestConnectWithoutAKeyNamesTheMissingFile(t *testing.T) {
 	cancel()
 	if err := receive(t, "connect", done); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "client.nk") {
 		t.Errorf("error %v, expected canceled, with why the last try failed", err)
+	}
+}
+
+// A try with a deadline is a person's: what no waiting mends is said at once. The other server's key
+// stands for a wrong --state-dir.
+func TestABoundedConnectFailsAtOnceWhenItsKeyIsRefused(t *testing.T) {
+	srv, empty, other := embeddedtest.StartTest(t), t.TempDir(), t.TempDir()
+	embeddedtest.Stop(t, embeddedtest.Start(t, embedded.Config{StateDir: other}))
+	for dir, want := range map[string]string{
+		empty: bus.KeyFile(empty, bus.RoleClient) + " does not exist",
+		other: "does not know the NKey in " + bus.KeyFile(other, bus.RoleClient),
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		_, err := bus.Connect(ctx, bus.Config{URL: srv.URL(), StateDir: dir}, bus.RoleClient, "c", slog.New(slog.DiscardHandler))
+		cancel()
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), srv.URL()) {
+			t.Errorf("error %v, expected one with %q and %s", err, want, srv.URL())
+		}
 	}
 }
 
