@@ -1,6 +1,5 @@
 #include "settings.h"
 
-#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <malloc.h>
@@ -8,6 +7,7 @@
 #include <torch/version.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <exception>
 #include <limits>
 
@@ -57,9 +57,10 @@ void configure(const gle_config& config) {
     }
   }
   // FP32 means FP32: TF32 keeps 10 bits of mantissa, and answers would differ from a CPU's in the
-  // third digit. Speed is what fp16 and bf16 are for.
-  at::globalContext().setAllowTF32CuDNN(false);
-  at::globalContext().setAllowTF32CuBLAS(false);
+  // third digit. Speed is what fp16 and bf16 are for. cuDNN and cuBLAS read this variable;
+  // LibTorch's own switch has no effect on convolutions of archives (seen with 2.11). An operator's
+  // value wins.
+  setenv("NVIDIA_TF32_OVERRIDE", "0", /*overwrite=*/0);
   keep_freed_memory();
   enter_thread();
 }
