@@ -192,6 +192,9 @@ func (c *planConfig) write(out io.Writer, in problem.Input, res pack.Result) err
 			text += fmt.Sprintf("\nagainst the current plan: %d moves\n%s", change.Moves(), change)
 		}
 		text += notesText(res.Explain)
+		if res.Bound > 0 {
+			text += fmt.Sprintf("\nno sound plan needs fewer than %.2f GPUs\n", res.Bound)
+		}
 	}
 	if c.Output == "" {
 		_, err := io.WriteString(out, text)

@@ -28,7 +28,7 @@ type Options struct {
 	// Original reproduces the published prototype where it differs from the paper: at most two
 	// gpu-lets a GPU and its partition set (elastic).
 	Original bool
-	// Explain asks for Result.Explain.
+	// Explain asks for Result.Explain and Result.Bound.
 	Explain bool
 }
 
@@ -37,7 +37,8 @@ type Result struct {
 	Plan plan.Plan
 	// Reasons says, per model that is not fully served, what stood in the way.
 	Reasons map[string]string
-	// Bound is a lower bound on the GPUs that any sound plan needs, 0 when none was computed.
+	// Bound is a lower bound on the GPUs that any sound plan needs, computed with Options.Explain; 0
+	// when there is none, since some model can run nowhere.
 	Bound float64
 	// Steps is how much of the budget was used.
 	Steps int

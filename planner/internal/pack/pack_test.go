@@ -325,6 +325,9 @@ func TestExplainSpeaksOfEveryAssignment(t *testing.T) {
 		if len(res.Explain) != n || n == 0 {
 			t.Errorf("%s: %d notes: expected %d", name, len(res.Explain), n)
 		}
+		if res.Bound <= 0 || res.Bound > float64(res.Plan.GPUsUsed) {
+			t.Errorf("%s: bound %v: expected more than 0 and at most the %d GPUs used", name, res.Bound, res.Plan.GPUsUsed)
+		}
 		for _, note := range res.Explain {
 			text := strings.Join(note.Load, "\n")
 			if note.Chosen == "" || len(note.Rejected) == 0 || !strings.Contains(text, "one less") || !strings.Contains(text, "one more") && !strings.Contains(text, "twice the rate") {

@@ -143,6 +143,9 @@ func (s *state) result(algorithm string, opt Options) Result {
 	res := Result{Plan: p, Reasons: s.reasons()}
 	if opt.Explain {
 		res.Explain = s.explain(&res.Plan)
+		if b := QuickBound(*e.in); !math.IsInf(b, 0) {
+			res.Bound = b
+		}
 	}
 	return res
 }
