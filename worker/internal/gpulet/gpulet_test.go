@@ -1,6 +1,7 @@
 package gpulet_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -411,6 +412,47 @@ func TestABrokenDeviceAnswersNothing(t *testing.T) {
 	defer r.mu.Unlock()
 	if lag.AckPending+lag.Pending != 1 || len(r.replies) != 0 {
 		t.Errorf("lag %+v and %d replies: expected the request to be in the queue, unanswered", lag, len(r.replies))
+	}
+}
+
+// However a gpu-let ends, the server has confirmed that it has what was acknowledged: nothing that was
+// answered runs again.
+func TestTheServerHasTheAcknowledgementsBeforeTheEnd(t *testing.T) {
+	for name, end := range map[string]func(*rig) error{
+		"drained": func(r *rig) error { return r.gpulets[0].stop() },
+		"device lost": func(r *rig) error {
+			r.send("a", "y", lost)
+			if err := r.gpulets[0].ended(); !errors.Is(err, gpulet.ErrDevice) {
+				return fmt.Errorf("error %w: expected the device's", err)
+			}
+			return nil
+		},
+		"gave up": func(r *rig) error {
+			waiting, open := r.engine.gate.shut()
+			defer open()
+			r.send("a", "y", 1)
+			r.await(waiting)
+			if err := r.gpulets[0].stop(); !errors.Is(err, gpulet.ErrAborted) {
+				return fmt.Errorf("error %w: expected that it gave up", err)
+			}
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			line := &tap{}
+			r := newRig(t, rigOptions{models: []string{"a"}, tap: line, grace: 100 * time.Millisecond})
+			r.waitReady(1)
+			r.send("a", "x", 1)
+			r.wait("x")
+			if err := end(r); err != nil {
+				t.Fatal(err)
+			}
+			sent := line.sent()
+			ack, ping := bytes.LastIndex(sent, []byte("+ACK\r\n")), bytes.LastIndex(sent, []byte("PING\r\n"))
+			if ack < 0 || ping < ack {
+				t.Errorf("the last acknowledgement is at byte %d, the last question whether all came at %d", ack, ping)
+			}
+		})
 	}
 }
 

@@ -79,6 +79,11 @@ func (l *loop) run(ctx context.Context) error {
 	if err != nil {
 		l.exec.abandon()
 		l.loader.abandon()
+		// What was answered must not run again elsewhere: a socket that is closed over unread
+		// deliveries may take the latest acknowledgements with it.
+		if lost := l.cfg.Bus.Flush(); lost != nil {
+			l.log.Warn("the latest acknowledgements may be lost", "error", lost)
+		}
 		return err
 	}
 	l.exec.jobs <- job{close: append(l.toClose, l.closing()...)}

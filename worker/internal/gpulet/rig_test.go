@@ -58,6 +58,7 @@ type rigOptions struct {
 	none    bool          // start no gpu-let
 	execMs  float64       // of a batch, by the plan; 0: 1
 	grace   time.Duration // for draining
+	tap     *tap          // between the gpu-lets and the server; nil: none
 	verbose bool
 }
 
@@ -150,7 +151,12 @@ func (r *rig) start(models ...string) *served {
 	s := &served{rig: r, commands: make(chan link.Command, 16), err: make(chan error, 1), changed: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
-	worker := embeddedtest.Connect(r.t, r.srv, bus.RoleWorker)
+	var worker *bus.Bus
+	if r.options.tap != nil {
+		worker = r.options.tap.connect(r.t, r.srv)
+	} else {
+		worker = embeddedtest.Connect(r.t, r.srv, bus.RoleWorker)
+	}
 	out := io.Discard
 	if r.options.verbose {
 		out = os.Stderr
