@@ -185,6 +185,7 @@ func TestWrongSettingsAreUsageErrors(t *testing.T) {
 	for _, c := range []struct{ flag, want string }{
 		{"--http-addr=8000", `--http-addr "8000": expected host:port or :port`},
 		{"--max-body=12", "--max-body 12: expected 1024 to"},
+		{"--max-bodies=1048576", "--max-bodies 1048576: expected at least 16777216 and --max-body, 33554432 bytes"},
 		{"--max-in-flight=0", "--max-in-flight 0: expected 1 or more"},
 		{"--refresh=1ms", "--refresh 1ms: expected 10ms or more"},
 		{"--grace=-1s", "--grace -1s: expected 0 or more"},
