@@ -67,6 +67,10 @@ func TestOfflineToolsRefuseWithExitCode(t *testing.T) {
 	if err := os.WriteFile(rates, []byte("model,rate\nresnet50,1\nvgg16,nan\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	scenario := filepath.Join(dir, "scenario.txt")
+	if err := os.WriteFile(scenario, []byte("gpus tpu:1\nmodel resnet50 slo=108ms rate=1\nduration 1s\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		code int
 		want string
@@ -99,6 +103,14 @@ func TestOfflineToolsRefuseWithExitCode(t *testing.T) {
 		{1, "linear could not be fitted", []string{"fit", "--gpu", "h100", "--kind", "linear"}},
 		{1, "the rates cannot be served; with --algorithm gpulet 4 GPUs would do:", []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "resnet50=4000", "--algorithm", "sbp"}},
 		{1, "resnet50:", []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1e9"}}, // as many GPUs as that are not planned
+		{2, `found type "tpu": expected one with profiles in ../../profiles: h100, rtx2080ti`, []string{"simulate", "--gpus", "tpu:1", "--rates", "resnet50=1"}},
+		{2, `found type "tpu"`, []string{"simulate", "--scenario", scenario}},
+		{1, "model resnet50: SLO 5ms: the fastest possible is 16.1 ms", []string{"simulate", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1", "--slos", "resnet50=5ms"}},
+		{1, "found about 6e+10 requests, the rates over 1m0s: expected at most 1e+08", []string{"simulate", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1e9"}},
+		{2, "--duration -5s", []string{"simulate", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1", "--duration", "-5s"}},
+		{2, `--arrival: found "foo": expected poisson`, []string{"simulate", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1", "--arrival", "foo"}},
+		{2, "--burst: found NaN: expected a factor", []string{"simulate", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1", "--burst", "NaN"}},
+		{2, "--sojourn: found 0s: expected a positive", []string{"simulate", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1", "--sojourn", "0s"}},
 		{1, "found no corun.json", []string{"fit", "--gpu", "rtx2080ti"}},
 	} {
 		code, _, errs := offline(t, c.args...)

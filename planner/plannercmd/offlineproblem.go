@@ -104,7 +104,7 @@ func parseFleet(text, dir string, set *profile.Set) ([]problem.GPU, int64, error
 			return nil, 0, cli.Usagef("--gpus: found %d of %s: expected 1..%d", n, name, maxFleet)
 		}
 		if !slices.Contains(set.Types(), name) {
-			return nil, 0, cli.Usagef("--gpus: found type %q: expected one with profiles in %s: %s", name, dir, strings.Join(set.Types(), ", "))
+			return nil, 0, unknownType(name, dir, set)
 		}
 		if seen[name] {
 			return nil, 0, cli.Usagef("--gpus: found type %q again: expected each type once, type:count", name)
@@ -122,6 +122,10 @@ func parseFleet(text, dir string, set *profile.Set) ([]problem.GPU, int64, error
 		}
 	}
 	return gpus, context, nil
+}
+
+func unknownType(name, dir string, set *profile.Set) error {
+	return cli.Usagef("--gpus: found type %q: expected one with profiles in %s: %s", name, dir, strings.Join(set.Types(), ", "))
 }
 
 // servable reports why no GPU can serve a model: no profile, or an SLO below the fastest possible.

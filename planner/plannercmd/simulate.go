@@ -13,6 +13,7 @@ import (
 	"github.com/gpulet/gpulet/planner/internal/demand"
 	"github.com/gpulet/gpulet/planner/internal/epoch"
 	"github.com/gpulet/gpulet/planner/internal/interference"
+	"github.com/gpulet/gpulet/planner/internal/problem"
 	"github.com/gpulet/gpulet/planner/internal/sim"
 	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/plan"
@@ -64,6 +65,14 @@ func (c *simulateConfig) Validate() error {
 		return errors.New("no GPUs: expected --gpus type:count")
 	case c.Trace != "" && c.Rates != "":
 		return errors.New("found --trace and --rates: expected one of them")
+	case c.Duration < 0 || c.Start < 0 || c.Load < 0 || c.Overhead < 0 || c.Row < 0:
+		return fmt.Errorf("--duration %v, --start %v, --load %v, --overhead %v, --row %v: must not be negative", c.Duration, c.Start, c.Load, c.Overhead, c.Row)
+	case !slices.Contains([]sim.Pattern{sim.Poisson, sim.Uniform, sim.MMPP}, sim.Pattern(c.Arrival)):
+		return fmt.Errorf("--arrival: found %q: expected poisson, uniform or mmpp", c.Arrival)
+	case !(c.Burst > 1 && c.Burst <= 2):
+		return fmt.Errorf("--burst: found %v: expected a factor above 1, at most 2", c.Burst)
+	case c.Sojourn <= 0:
+		return fmt.Errorf("--sojourn: found %v: expected a positive time", c.Sojourn)
 	case !(c.Limit >= 0):
 		return fmt.Errorf("limit %v: must not be negative", c.Limit)
 	}
@@ -105,6 +114,9 @@ func simulate(cmd *cobra.Command, cfg *simulateConfig) error {
 	}
 	c, err := cfg.build(set, predict)
 	if err != nil {
+		return err
+	}
+	if err := possible(c, set, cfg.Profiles); err != nil {
 		return err
 	}
 	begin := time.Now()
@@ -165,6 +177,33 @@ func (c *simulateConfig) build(set *profile.Set, predict *interference.Set) (sim
 		out.Traffic[name] = t
 	}
 	return out, out.Validate()
+}
+
+// possible refuses what no planning could serve: a type of GPU without profiles in dir, and SLOs
+// below the fastest possible. A plan that is simulated as it is names its own GPUs: no hosts.
+func possible(c sim.Config, set *profile.Set, dir string) error {
+	var gpus []problem.GPU
+	for _, h := range c.Hosts {
+		for _, d := range h.Devices {
+			if !slices.Contains(set.Types(), d.GPUType) {
+				return unknownType(d.GPUType, dir, set)
+			}
+			gpus = append(gpus, problem.GPU{Host: h.Host, Index: d.Index, Type: d.GPUType, Shares: d.Shares})
+		}
+	}
+	buffer := 1.0
+	if c.Steering != nil {
+		buffer = max(buffer, c.Steering.Decide.Buffer)
+	}
+	for _, m := range c.Models {
+		if len(gpus) == 0 {
+			break
+		}
+		if err := servable(set, gpus, m.Name, m.SLO, buffer); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // steered lets the simulation plan for itself on the GPUs of the flags.

@@ -110,7 +110,7 @@ func parseInto(args []string, set func(string) error) error {
 func ParseGPUs(text string) ([]plan.HostReport, error) {
 	host := plan.HostReport{Host: "sim", Engine: "sim"}
 	for _, part := range strings.Split(text, ",") {
-		gpuType, count, counted := strings.Cut(part, ":")
+		gpuType, count, counted := strings.Cut(strings.TrimSpace(part), ":")
 		n := 1
 		if counted {
 			var err error

@@ -106,6 +106,10 @@ type ModelResult struct {
 	P50, P99 time.Duration // of answered requests
 }
 
+// maxArrivals bounds the requests of a simulation: some minutes of computing, and what their queues
+// take in memory if nothing serves them.
+const maxArrivals = 1e8
+
 // Validate names the first thing that cannot be simulated.
 func (c *Config) Validate() error {
 	switch {
@@ -116,7 +120,7 @@ func (c *Config) Validate() error {
 	case c.Profiles == nil:
 		return fmt.Errorf("profiles: none given")
 	}
-	known := map[string]bool{}
+	known, arrivals := map[string]bool{}, 0.0
 	for _, m := range c.Models {
 		if m.SLO <= 0 {
 			return fmt.Errorf("model %s: slo %v: must be positive", m.Name, m.SLO)
@@ -130,6 +134,10 @@ func (c *Config) Validate() error {
 		if err := t.Validate(); err != nil {
 			return fmt.Errorf("traffic for model %s: %w", name, err)
 		}
+		arrivals += t.expected(c.Duration)
+	}
+	if !(arrivals <= maxArrivals) {
+		return fmt.Errorf("found about %.3g requests, the rates over %v: expected at most %.0e", arrivals, c.Duration, maxArrivals)
 	}
 	if s := c.Steering; s != nil && (s.Epoch <= 0 || s.Observe <= 0 || s.Observe > s.Epoch) {
 		return fmt.Errorf("epoch %v, observe %v: expected an epoch of at least one look", s.Epoch, s.Observe)

@@ -417,7 +417,8 @@ func TestBadScenariosAreRefused(t *testing.T) {
 		"interference maybe":                    "expected on or off",
 		"duration 1s\ngpus x:1\nmodel a slo=1s": "trace: no point",
 		"duration 1s\ngpus x:1\nmodel a rate=1": "slo 0s: must be positive",
-		"model a slo=1s trace=1s:2,x:3":         `found "x:3"`,
+		"duration 20s\ngpus x:1\nmodel a slo=1s trace=10s:0,15s:1e8": "found about 7.5e+08 requests, the rates over 20s: expected at most 1e+08",
+		"model a slo=1s trace=1s:2,x:3":                              `found "x:3"`,
 	} {
 		if _, err := ParseScenario("f.txt", text, &profile.Set{}, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, expected %q", text, err, want)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sort"
 	"time"
 )
@@ -77,6 +78,20 @@ func (t Traffic) At(at time.Duration) float64 {
 	}
 	a, b := t.Trace[i-1], t.Trace[i]
 	return a.RateRPS + (b.RateRPS-a.RateRPS)*float64(at-a.At)/float64(b.At-a.At)
+}
+
+// expected is how many arrivals the mean rate makes until end.
+func (t Traffic) expected(end time.Duration) float64 {
+	sum, from := 0.0, time.Duration(0)
+	for _, p := range append(slices.Clone(t.Trace), Point{At: end}) {
+		to := min(p.At, end)
+		if to <= from {
+			continue
+		}
+		sum += (t.At(from) + t.At(to)) / 2 * (to - from).Seconds()
+		from = to
+	}
+	return sum
 }
 
 // stride is the time for which a changing rate is taken as constant.
