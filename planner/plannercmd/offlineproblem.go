@@ -130,28 +130,19 @@ func unknownType(name, dir string, set *profile.Set) error {
 
 // servable reports why no GPU can serve a model: no profile, or an SLO below the fastest possible.
 func servable(set *profile.Set, gpus []problem.GPU, name string, slo time.Duration, buffer float64) error {
-	fastest := 0.0
-	var types []string
-	for _, g := range gpus {
-		if slices.Contains(types, g.Type) {
-			continue
-		}
-		types = append(types, g.Type)
-		p, ok := set.Get(g.Type, name)
-		if !ok {
-			continue
-		}
-		for _, share := range p.Shares() {
-			if ms, err := p.Latency(share, p.Batches()[0]); err == nil && (fastest == 0 || ms < fastest) {
-				fastest = ms
+	in := problem.Input{GPUs: gpus, Profiles: set, Buffer: buffer}
+	least, ok := in.LeastSLOMs(name)
+	if !ok {
+		var types []string
+		for _, g := range gpus {
+			if !slices.Contains(types, g.Type) {
+				types = append(types, g.Type)
 			}
 		}
-	}
-	if fastest == 0 {
 		return fmt.Errorf("model %s: no profile on %s: expected profiles/<gpu-type>/%s.json", name, strings.Join(types, ", "), name)
 	}
-	if least := 2 * fastest * buffer; least > float64(slo)/float64(time.Millisecond) {
-		return fmt.Errorf("model %s: SLO %v: the fastest possible is %.3g ms: a request may wait for a batch (at least %.3g ms) before its own", name, slo, least, fastest*buffer)
+	if least > float64(slo)/float64(time.Millisecond) {
+		return fmt.Errorf("model %s: SLO %v: the fastest possible is %.3g ms: a request may wait for a batch (at least %.3g ms) before its own", name, slo, least, least/2)
 	}
 	return nil
 }

@@ -278,7 +278,14 @@ func TestModelThatCannotMeetItsSLOIsPlannedForALongerOne(t *testing.T) {
 	if !loaded(d.Plan)["vgg16"] || !hasProblem(d, "vgg16", "SLO of 3ms") {
 		t.Errorf("loaded %v, problems %q", loaded(d.Plan), d.Problems)
 	}
+	if !hasProblem(d, "vgg16", "SLO of 3ms cannot be met: the fastest possible is") {
+		t.Errorf("problems %q: expected that the SLO cannot be met", d.Problems)
+	}
 	f.expect(Steady, 1)
+	f.rate("vgg16", 100)
+	if d := f.epoch(); d.Plan.Unserved["vgg16"] == 0 || hasProblem(d, "vgg16", "would serve all") {
+		t.Errorf("unserved %v, problems %q: expected no word of GPUs that would serve all", d.Plan.Unserved, d.Problems)
+	}
 }
 
 // cpu makes one host of so many cores, with profiles as they were measured on a small machine.

@@ -7,6 +7,7 @@ package problem
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/gpulet/gpulet/shared/plan"
@@ -82,6 +83,33 @@ func (in *Input) BufferFactor() float64 {
 		return 1
 	}
 	return in.Buffer
+}
+
+// LeastSLOMs is the least SLO, in milliseconds, that any GPU can keep for a model: a request may wait
+// for one batch before its own, and both are the fastest there are. False: no profile covers a share
+// that the GPUs allow.
+func (in *Input) LeastSLOMs(model string) (float64, bool) {
+	fastest, known := 0.0, false
+	var seen []GPU // one of each kind
+	for _, g := range in.GPUs {
+		if slices.ContainsFunc(seen, func(o GPU) bool { return o.Type == g.Type && slices.Equal(o.Shares, g.Shares) }) {
+			continue
+		}
+		seen = append(seen, g)
+		p, ok := in.Profiles.Get(g.Type, model)
+		if !ok {
+			continue
+		}
+		for share := 1; share <= 100; share++ {
+			if !g.Allows(share) {
+				continue
+			}
+			if ms, err := p.Latency(share, p.Batches()[0]); err == nil && (!known || ms < fastest) {
+				fastest, known = ms, true
+			}
+		}
+	}
+	return 2 * fastest * in.BufferFactor(), known
 }
 
 // Worth is Weight with its default.
