@@ -291,25 +291,28 @@ func TestReasonNamesTheLeastPossibleSLO(t *testing.T) {
 
 func TestSpreadsAModelOverGPUs(t *testing.T) {
 	set := shipped(t)
-	in := turing(t, set, 2, map[string]float64{"resnet50": 400, "googlenet": 1100, "ssd-mobilenetv1": 480, "mobilenet_v2": 1100}, true)
+	in := turing(t, set, 2, map[string]float64{"resnet50": 1600, "googlenet": 1100}, true)
 	res := Gpulet(in, Options{})
 	mustBeSound(t, in, res.Plan)
-	if res.Plan.GPUsUsed < 2 {
-		t.Skip("one GPU does")
-	}
 	gpus := map[string][]int{}
 	for _, g := range res.Plan.Gpulets {
 		for _, a := range g.Models {
 			gpus[a.Model] = append(gpus[a.Model], g.GPU)
 		}
 	}
+	several := 0
 	for m, list := range gpus {
-		if len(list) > 1 && len(slices.Compact(list)) == 1 {
-			t.Logf("%s has %d gpu-lets on one GPU", m, len(list))
+		if len(list) < 2 {
+			continue
+		}
+		several++
+		slices.Sort(list)
+		if len(slices.Compact(list)) == 1 {
+			t.Errorf("%s has %d gpu-lets, all on GPU %d: expected them on two", m, len(list), list[0])
 		}
 	}
-	if len(slices.Compact(gpus["resnet50"])) == 1 && len(gpus["resnet50"]) > 1 {
-		t.Errorf("resnet50 is on one GPU only: %v", gpus["resnet50"])
+	if res.Plan.GPUsUsed != 2 || several == 0 {
+		t.Errorf("%d GPUs, %d models with several gpu-lets: expected 2 GPUs and models to spread", res.Plan.GPUsUsed, several)
 	}
 }
 
