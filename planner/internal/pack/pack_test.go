@@ -291,7 +291,7 @@ func TestReasonNamesTheLeastPossibleSLO(t *testing.T) {
 
 func TestSpreadsAModelOverGPUs(t *testing.T) {
 	set := shipped(t)
-	in := turing(t, set, 2, map[string]float64{"resnet50": 1600, "googlenet": 1100}, true)
+	in := turing(t, set, 2, map[string]float64{"resnet50": 400, "googlenet": 1100, "ssd-mobilenetv1": 480, "mobilenet_v2": 1100}, true)
 	res := Gpulet(in, Options{})
 	mustBeSound(t, in, res.Plan)
 	gpus := map[string][]int{}
