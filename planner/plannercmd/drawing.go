@@ -26,7 +26,7 @@ func planTable(p plan.Plan) string {
 		}
 	}
 	w.Flush() // into a Builder: cannot fail
-	fmt.Fprintf(&b, "%d GPUs, %d gpu-lets\n", p.GPUsUsed, len(p.Gpulets))
+	fmt.Fprintf(&b, "%s, %s\n", problem.Count(p.GPUsUsed, "GPU"), problem.Count(len(p.Gpulets), "gpu-let"))
 	return b.String()
 }
 

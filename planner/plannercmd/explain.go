@@ -14,6 +14,7 @@ import (
 
 	"github.com/gpulet/gpulet/planner/internal/epoch"
 	"github.com/gpulet/gpulet/planner/internal/interference"
+	"github.com/gpulet/gpulet/planner/internal/problem"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
@@ -232,7 +233,7 @@ func (x explained) places(b *strings.Builder, m explainedModel) {
 }
 
 func (x explained) fresh(b *strings.Builder) {
-	fmt.Fprintf(b, "\nplanned again now, %s would use %d GPUs (in use: %d", x.Algorithm, x.FreshGPUs, x.GPUsUsed)
+	fmt.Fprintf(b, "\nplanned again now, %s would use %s (in use: %d", x.Algorithm, problem.Count(x.FreshGPUs, "GPU"), x.GPUsUsed)
 	if x.Bound > 0 {
 		fmt.Fprintf(b, "; no plan needs fewer than %.2f", x.Bound)
 	}

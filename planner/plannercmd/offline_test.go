@@ -31,7 +31,7 @@ func TestPlanPrintsTableAndDrawing(t *testing.T) {
   rtx2080ti-0/0    20%  resnet50     13  241.6     53.75     53.75    107.50
   rtx2080ti-0/0    20%  resnet50      2  158.4     11.55     11.55     23.10
   rtx2080ti-0/0    20%      bert      1   50.0      6.00      6.00     12.00
-1 GPUs, 3 gpu-lets
+1 GPU, 3 gpu-lets
 
 rtx2080ti-0/0 │20% resnet50 b13 │20% resnet50 b2  │20% bert b1      │···································│
 1 idle
@@ -111,11 +111,30 @@ func TestOfflineToolsRefuseWithExitCode(t *testing.T) {
 		{2, `--arrival: found "foo": expected poisson`, []string{"simulate", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1", "--arrival", "foo"}},
 		{2, "--burst: found NaN: expected a factor", []string{"simulate", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1", "--burst", "NaN"}},
 		{2, "--sojourn: found 0s: expected a positive", []string{"simulate", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1", "--sojourn", "0s"}},
+		{2, `--slos: found model "vgg16": expected one that is asked for: resnet50`, []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1", "--slos", "vgg16=5ms"}},
+		{1, "found no folder nosuch: SLOs are", []string{"plan", "--models", "nosuch", "--gpus", "rtx2080ti:1", "--rates", "alexnet=1"}},
 		{1, "found no corun.json", []string{"fit", "--gpu", "rtx2080ti"}},
 	} {
 		code, _, errs := offline(t, c.args...)
 		if code != c.code || !strings.Contains(errs, c.want) {
 			t.Errorf("planner %s: exit %d: %s\nexpected exit %d: %s", strings.Join(c.args, " "), code, errs, c.code, c.want)
+		}
+	}
+}
+
+func TestABrokenProfileIsNamedWhereItLacks(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("../../profiles")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "rtx2080ti", "vgg16.json"), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"plan", "simulate"} {
+		var out, errs bytes.Buffer
+		code := cli.Run(t.Context(), newRootCommand(), []string{command, "--gpus", "rtx2080ti:1", "--rates", "vgg16=1", "--profiles", dir}, &out, &errs)
+		if want := "vgg16.json (it was left out: "; code != 1 || !strings.Contains(errs.String(), want) {
+			t.Errorf("planner %s: exit %d: %s\nexpected exit 1: %s", command, code, errs.String(), want)
 		}
 	}
 }

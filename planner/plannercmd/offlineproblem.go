@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"sort"
 	"strconv"
@@ -63,6 +65,14 @@ func (c *problemConfig) load(repository string, names []string, w io.Writer) (*o
 	if err != nil {
 		return nil, cli.Usagef("%v", err)
 	}
+	for _, name := range sortedNames(slos) {
+		if !slices.Contains(names, name) {
+			return nil, cli.Usagef("--slos: found model %q: expected one that is asked for: %s", name, strings.Join(names, ", "))
+		}
+	}
+	if _, err := os.Stat(repository); repository != "" && errors.Is(err, fs.ErrNotExist) {
+		fmt.Fprintf(w, "--models: found no folder %s: SLOs are those of --slos and, for its models, of the paper\n", repository)
+	}
 	models, err := catalog(repository, names, slos)
 	if err != nil {
 		return nil, err
@@ -74,10 +84,22 @@ func (c *problemConfig) load(repository string, names []string, w io.Writer) (*o
 	for _, m := range models {
 		p.input.Models = append(p.input.Models, problem.Model{Name: m.Name, SLO: m.SLO, Weight: m.Weight, MaxBatch: m.MaxBatch})
 		if err := servable(set, gpus, m.Name, m.SLO, c.Buffer); err != nil {
-			return nil, err
+			return nil, leftOut(err, m.Name, gpus, problems)
 		}
 	}
 	return p, nil
+}
+
+// leftOut adds to an error about a model that a profile of it was left out, which problems tell.
+func leftOut(err error, name string, gpus []problem.GPU, problems []error) error {
+	for _, p := range problems {
+		if slices.ContainsFunc(gpus, func(g problem.GPU) bool {
+			return strings.Contains(p.Error(), filepath.Join(g.Type, name+".json")+":")
+		}) {
+			return fmt.Errorf("%w (it was left out: %w)", err, p)
+		}
+	}
+	return err
 }
 
 // maxFleet bounds the GPUs of one type on the command line.

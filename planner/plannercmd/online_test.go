@@ -138,7 +138,7 @@ func TestStatusShowsTheSystem(t *testing.T) {
 	}))
 	client := embeddedtest.Connect(t, s.srv, bus.RoleClient)
 	must(t, client.Publish(t.Context(), &bus.Message{Model: "resnet50", RequestID: "1", Body: []byte("x")}))
-	s.expect(s.ask("status"), "plan 1, ", "gpulet, 1 GPUs used", "there is no plan yet", "rtx2080ti (sim)", g.ID, "ready",
+	s.expect(s.ask("status"), "plan 1, ", "gpulet, 1 GPU used", "there is no plan yet", "rtx2080ti (sim)", g.ID, "ready",
 		"stray", "failed (not planned)", "gpu-let stray: failed", "out of memory")
 	var st status
 	must(t, json.Unmarshal([]byte(s.ask("status", "--json")), &st))
@@ -171,7 +171,7 @@ func TestHistoryRollbackAndResume(t *testing.T) {
 
 func TestExplainShowsNeedAndLimits(t *testing.T) {
 	s := startSystem(t)
-	s.expect(s.ask("explain", "--profiles", "../../profiles"), "plan 1: there is no plan yet", "resnet50: SLO 108 ms", "of at most", "planned again now, gpulet would use 1 GPUs")
+	s.expect(s.ask("explain", "--profiles", "../../profiles"), "plan 1: there is no plan yet", "resnet50: SLO 108 ms", "of at most", "planned again now, gpulet would use 1 GPU (")
 	if code, _, stderr := planner(t.Context(), s.args("explain", "vgg")...); code != 1 || !strings.Contains(stderr, `model "vgg": not registered`) {
 		t.Errorf("explain vgg: exit %d: %s", code, stderr)
 	}

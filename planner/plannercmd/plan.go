@@ -242,5 +242,5 @@ func verdict(res pack.Result, violations []check.Violation, original bool, w io.
 	if res.Plan.Algorithm != "gpulet" {
 		with = "with --algorithm gpulet "
 	}
-	return fmt.Errorf("the rates cannot be served; %s%d GPUs would do:\n  %s", with, res.Plan.DesiredGPUs, strings.Join(lines, "\n  "))
+	return fmt.Errorf("the rates cannot be served; %s%s would do:\n  %s", with, problem.Count(res.Plan.DesiredGPUs, "GPU"), strings.Join(lines, "\n  "))
 }

@@ -116,7 +116,7 @@ func simulate(cmd *cobra.Command, cfg *simulateConfig) error {
 	if err != nil {
 		return err
 	}
-	if err := possible(c, set, cfg.Profiles); err != nil {
+	if err := possible(c, set, cfg.Profiles, problems); err != nil {
 		return err
 	}
 	begin := time.Now()
@@ -181,7 +181,7 @@ func (c *simulateConfig) build(set *profile.Set, predict *interference.Set) (sim
 
 // possible refuses what no planning could serve: a type of GPU without profiles in dir, and SLOs
 // below the fastest possible. A plan that is simulated as it is names its own GPUs: no hosts.
-func possible(c sim.Config, set *profile.Set, dir string) error {
+func possible(c sim.Config, set *profile.Set, dir string, problems []error) error {
 	var gpus []problem.GPU
 	for _, h := range c.Hosts {
 		for _, d := range h.Devices {
@@ -200,7 +200,7 @@ func possible(c sim.Config, set *profile.Set, dir string) error {
 			break
 		}
 		if err := servable(set, gpus, m.Name, m.SLO, buffer); err != nil {
-			return err
+			return leftOut(err, m.Name, gpus, problems)
 		}
 	}
 	return nil

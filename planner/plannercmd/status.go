@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gpulet/gpulet/planner/internal/epoch"
+	"github.com/gpulet/gpulet/planner/internal/problem"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/lifecycle"
 	"github.com/gpulet/gpulet/shared/plan"
@@ -301,7 +302,7 @@ func (s status) head(b *strings.Builder) {
 		if s.Plan.Pinned {
 			fmt.Fprint(b, " (pinned)")
 		}
-		fmt.Fprintf(b, ", %s old, %s, %d GPUs used, %d desired", seconds(s.Plan.AgeS), s.Plan.Algorithm, s.Plan.GPUsUsed, s.Plan.DesiredGPUs)
+		fmt.Fprintf(b, ", %s old, %s, %s used, %d desired", seconds(s.Plan.AgeS), s.Plan.Algorithm, problem.Count(s.Plan.GPUsUsed, "GPU"), s.Plan.DesiredGPUs)
 		if s.Plan.Reason != "" {
 			fmt.Fprintf(b, "\nmade because: %s", s.Plan.Reason) // then, not now
 		}

@@ -163,7 +163,7 @@ func (d *Decision) plan(c Config, s State, a assembly) {
 	case cause == "" && fresh.GPUsUsed >= s.Current.GPUsUsed:
 		d.keep(Steady, "the plan carries what is needed")
 	case cause == "" && !d.History.seasoned(c, s.Now):
-		d.keep(Steady, fmt.Sprintf("%d instead of %s would do, but not yet for %v", fresh.GPUsUsed, plural(s.Current.GPUsUsed, "GPU"), c.Hold))
+		d.keep(Steady, fmt.Sprintf("%d instead of %s would do, but not yet for %v", fresh.GPUsUsed, problem.Count(s.Current.GPUsUsed, "GPU"), c.Hold))
 	case cause == "":
 		d.shrink(c, s, fresh)
 	case cause == Demand && !serves(best.in.withRates(a.needs), fresh, s.Current):
@@ -192,7 +192,7 @@ func (d *Decision) shrink(c Config, s State, fresh plan.Plan) {
 	moves := plan.Diff(s.Current, fresh).Moves()
 	saved := float64(s.Current.GPUsUsed-fresh.GPUsUsed) * c.Hold.Seconds()
 	cost := float64(moves) * c.MoveSeconds
-	reason := fmt.Sprintf("%d instead of %s have sufficed for %v", fresh.GPUsUsed, plural(s.Current.GPUsUsed, "GPU"), c.Hold)
+	reason := fmt.Sprintf("%d instead of %s have sufficed for %v", fresh.GPUsUsed, problem.Count(s.Current.GPUsUsed, "GPU"), c.Hold)
 	if saved <= cost {
 		d.keep(Steady, fmt.Sprintf("%s, but %d moves cost %.0f GPU s and save %.0f", reason, moves, cost, saved))
 		return

@@ -157,21 +157,13 @@ func (s *solution) report(asked input, relaxed map[string]bool) {
 		case known && least > m.SLO.Seconds()*1000 && m.Rate > 0: // which more GPUs would not change
 			s.problems = append(s.problems, fmt.Sprintf("model %s: its SLO of %v cannot be met: the fastest possible is %.3g ms, since a request may wait for a batch before its own", m.Name, m.SLO, least))
 		case lacks:
-			s.problems = append(s.problems, fmt.Sprintf("model %s: %.4g of %.4g samples/s have no place: %s would serve all", m.Name, short, m.Rate, plural(s.plan.DesiredGPUs, "GPU")))
+			s.problems = append(s.problems, fmt.Sprintf("model %s: %.4g of %.4g samples/s have no place: %s would serve all", m.Name, short, m.Rate, problem.Count(s.plan.DesiredGPUs, "GPU")))
 		}
 		if relaxed[m.Name] && !homeless(s.in, s.plan)[m.Name] {
 			s.problems = append(s.problems, fmt.Sprintf("model %s: no sound place within its SLO of %v: planned for %v", m.Name, m.SLO, s.in.Models[i].SLO))
 		}
 	}
 	s.plan.Unserved = unserved
-}
-
-// plural counts things: 1 GPU, 2 GPUs.
-func plural(n int, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 // served is the planned rate of a model over all gpu-lets.

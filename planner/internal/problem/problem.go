@@ -112,6 +112,14 @@ func (in *Input) LeastSLOMs(model string) (float64, bool) {
 	return 2 * fastest * in.BufferFactor(), known
 }
 
+// Count puts a number of things into words: 1 GPU, 2 GPUs.
+func Count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // Worth is Weight with its default.
 func (m Model) Worth() float64 {
 	if m.Weight <= 0 {
