@@ -316,6 +316,27 @@ func TestSpreadsAModelOverGPUs(t *testing.T) {
 	}
 }
 
+// TestSpreadSwapsModelsApart: two models with two gpu-lets each, one GPU per model, end up on both.
+func TestSpreadSwapsModelsApart(t *testing.T) {
+	in := turing(t, shipped(t), 2, map[string]float64{"resnet50": 20, "vgg16": 20}, true)
+	e := newEnv(&in)
+	s := newState(e)
+	si := slices.Index(e.classes[0].shares, 50)
+	for gpu := range s.gpus {
+		parts := []part{{si, []slot{{m: gpu, rate: 10}}}, {si, []slot{{m: gpu, rate: 10}}}}
+		if !e.settle(0, parts) {
+			t.Fatal("10 req/s do not fit a half: expected them to")
+		}
+		s.set(gpu, parts)
+	}
+	s.spread()
+	for m := range e.models {
+		if at := s.placesOf(m); len(at) != 2 || at[0][0] == at[1][0] {
+			t.Errorf("model %d is at (GPU, gpu-let) %v: expected both GPUs", m, at)
+		}
+	}
+}
+
 func TestExplainSpeaksOfEveryAssignment(t *testing.T) {
 	set := shipped(t)
 	in := turing(t, set, 2, map[string]float64{"resnet50": 300, "lenet": 50, "bert": 5}, true)
