@@ -101,7 +101,7 @@ func parseNames(flag, text string) ([]string, error) {
 		name := strings.TrimSpace(part)
 		switch {
 		case name == "":
-			return nil, fmt.Errorf("--%s: found %q: expected name,...", flag, text)
+			return nil, fmt.Errorf("--%s: found %q: expected names separated by commas", flag, text)
 		case slices.Contains(names, name):
 			return nil, fmt.Errorf("--%s: found %s again: expected each once", flag, name)
 		}
