@@ -214,7 +214,7 @@ func identify(p *plan.Plan, current plan.Plan) {
 	for i := range p.Gpulets {
 		if g := &p.Gpulets[i]; g.ID == "" {
 			k++
-			g.ID = fmt.Sprintf("%s-gpu%d-r%d-%d", slug(g.Host), g.GPU, p.Revision, k)
+			g.ID = fmt.Sprintf("%s-gpu%d-r%d-%d", plan.HostPart(g.Host), g.GPU, p.Revision, k)
 		}
 	}
 }
@@ -246,20 +246,6 @@ func overlap(a, b plan.Gpulet) int {
 		}
 	}
 	return n
-}
-
-// slug makes a host's name fit an id: [a-z0-9-], at most 60 characters.
-func slug(host string) string {
-	s := strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= '0' && r <= '9', r == '-':
-			return r
-		case r >= 'A' && r <= 'Z':
-			return r - 'A' + 'a'
-		}
-		return '-'
-	}, host)
-	return s[:min(60, len(s))]
 }
 
 // lastRank is the lowest priority that an idle pull can have on the bus.

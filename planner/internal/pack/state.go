@@ -263,34 +263,13 @@ func inCommon(a, b plan.Gpulet) int {
 
 // fresh makes an id that no gpu-let has had: the revision to come is in it.
 func (n *namer) fresh(g plan.Gpulet) string {
-	base := fmt.Sprintf("%s-g%d-s%d-r%d", slug(g.Host), g.GPU, g.Share, n.revision)
+	base := fmt.Sprintf("%s-g%d-s%d-r%d", plan.HostPart(g.Host), g.GPU, g.Share, n.revision)
 	id := base
 	for i := 1; n.taken[id]; i++ {
 		id = fmt.Sprintf("%s-%d", base, i)
 	}
 	n.taken[id] = true
 	return id
-}
-
-// slug keeps what an id may hold of a host's name. Hosts that only differ elsewhere still get
-// different ids, by their number.
-func slug(host string) string {
-	s := strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= '0' && r <= '9', r == '-':
-			return r
-		case r >= 'A' && r <= 'Z':
-			return r - 'A' + 'a'
-		}
-		return '-'
-	}, host)
-	if s == "" {
-		return "host"
-	}
-	if len(s) > 60 {
-		s = s[:60]
-	}
-	return s
 }
 
 // reasons says why models are not fully served.
