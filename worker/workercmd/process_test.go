@@ -682,6 +682,8 @@ func TestServesOnWhileTheBusIsAway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	back := make(chan struct{}, 1)
+	s.client.OnReconnect(func() { back <- struct{}{} })
 	embeddedtest.Stop(t, s.srv)
 	agent.waitLog(`cannot report`)
 	s.srv = embeddedtest.Start(t, embedded.Config{Port: port, StateDir: s.srv.StateDir()})
@@ -692,6 +694,11 @@ func TestServesOnWhileTheBusIsAway(t *testing.T) {
 	}
 	s.register("a")
 	agent.waitLog(`reporting again`)
+	select { // the agent may be back before the client is
+	case <-back:
+	case <-time.After(60 * time.Second):
+		t.Fatal("waited 60s for the client to reconnect")
+	}
 	s.send("a", 5)
 	s.waitAnswered()
 	if now := s.waitReady("g1"); now[0].PID != reps[0].PID {
