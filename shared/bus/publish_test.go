@@ -134,8 +134,8 @@ func TestSameMsgIDIsStoredOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if lag, err := s.planner.Lag(t.Context(), "m"); err != nil || lag.Pending != 2 {
-		t.Errorf("lag %+v, %v, expected 2 pending", lag, err)
+	if lag, err := s.planner.Lag(t.Context(), "m"); err != nil || lag.LastSeq != 2 {
+		t.Errorf("lag %+v, %v, expected 2 stored", lag, err)
 	}
 }
 
