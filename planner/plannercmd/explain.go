@@ -107,7 +107,7 @@ func explain(ctx context.Context, b *bus.Bus, cfg *explainConfig, only []string)
 		}
 	}
 	set, problems := profile.LoadDir(cfg.Profiles)
-	s.Files = set
+	s.Files, s.Contexts = set, set.Contexts()
 	if cfg.Steer.Interference {
 		if predict, err := interference.New(set); err == nil {
 			s.Interference = predict

@@ -28,12 +28,15 @@ type Plan struct {
 type Gpulet struct {
 	// ID is unique for ever: a gpu-let that changes host, GPU or share is another gpu-let.
 	// [a-z0-9-]{1,96}.
-	ID      string       `json:"id"`
-	Host    string       `json:"host"`
-	GPU     int          `json:"gpu"` // index of the device on its host
-	GPUType string       `json:"gpu_type"`
-	Share   int          `json:"share"` // percent of the GPU's SMs (of the cores on cpu), 1..100
-	Models  []Assignment `json:"models"`
+	ID      string `json:"id"`
+	Host    string `json:"host"`
+	GPU     int    `json:"gpu"` // index of the device on its host
+	GPUType string `json:"gpu_type"`
+	Share   int    `json:"share"` // percent of the GPU's SMs (of the cores on cpu), 1..100
+	// MemBytes is the device memory that the gpu-let is planned to take: its context and its models
+	// at their batches; 0: not known.
+	MemBytes int64        `json:"mem_bytes,omitempty"`
+	Models   []Assignment `json:"models"`
 }
 
 // Assignment is one model on one gpu-let.

@@ -6,7 +6,8 @@ import "time"
 type HostReport struct {
 	Host     string    `json:"host"`
 	Devices  []Device  `json:"devices"`
-	Engine   string    `json:"engine"` // e.g. "libtorch 1.13.1"
+	Engine   string    `json:"engine"`           // e.g. "libtorch 1.13.1"
+	Driver   string    `json:"driver,omitempty"` // of GPUs, e.g. "driver 580.159.04, CUDA 13.0"
 	Revision uint64    `json:"revision"`
 	Time     time.Time `json:"time"`
 	// Problems are things an operator should see: a model that does not load, a missing library.
@@ -20,6 +21,7 @@ type Device struct {
 	Name     string `json:"name"`
 	UUID     string `json:"uuid,omitempty"`
 	MemBytes int64  `json:"mem_bytes"`
+	SMs      int    `json:"sms,omitempty"` // streaming multiprocessors; 0: unknown, or none
 	// Shares lists the shares a gpu-let may have, ascending; empty means every 1..100.
 	Shares []int `json:"shares,omitempty"`
 	// Sim marks a device that answers from a profile and computes nothing.
@@ -55,15 +57,19 @@ type GpuletReport struct {
 
 // ModelReport counts what a gpu-let did for one model since it started.
 type ModelReport struct {
-	Model    string `json:"model"`
-	Loaded   bool   `json:"loaded"`
-	Error    string `json:"error,omitempty"` // why it is not loaded
-	Requests uint64 `json:"requests"`
-	Samples  uint64 `json:"samples"`
-	Batches  uint64 `json:"batches"`
-	Expired  uint64 `json:"expired"`
-	Failed   uint64 `json:"failed"`
-	Rejected uint64 `json:"rejected"` // bad requests
+	Model  string `json:"model"`
+	Loaded bool   `json:"loaded"`
+	Error  string `json:"error,omitempty"` // why it is not loaded
+	// MemBytes is the device memory that the loaded model holds. Of one that did not fit it is the
+	// least that would have been needed, as far as that is known; see OutOfMemory.
+	MemBytes    int64  `json:"mem_bytes,omitempty"`
+	OutOfMemory bool   `json:"out_of_memory,omitempty"` // why it is not loaded
+	Requests    uint64 `json:"requests"`
+	Samples     uint64 `json:"samples"`
+	Batches     uint64 `json:"batches"`
+	Expired     uint64 `json:"expired"`
+	Failed      uint64 `json:"failed"`
+	Rejected    uint64 `json:"rejected"` // bad requests
 	// Redelivered are requests that were delivered to a gpu-let before, which did not answer them.
 	Redelivered uint64  `json:"redelivered"`
 	ExecMs      float64 `json:"exec_ms"` // moving average of a batch's time on the engine

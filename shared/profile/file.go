@@ -316,6 +316,15 @@ func (s *Set) Add(p *Profile) {
 // Device returns what is known of a GPU type.
 func (s *Set) Device(gpuType string) (*Device, bool) { d, ok := s.devices[gpuType]; return d, ok }
 
+// Contexts is the device memory of a gpu-let beside its models, by the GPU types of which it is known.
+func (s *Set) Contexts() map[string]int64 {
+	known := map[string]int64{}
+	for gpuType, d := range s.devices {
+		known[gpuType] = d.ContextBytes
+	}
+	return known
+}
+
 // AddDevice puts d into the set.
 func (s *Set) AddDevice(d *Device) {
 	if s.devices == nil {

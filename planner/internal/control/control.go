@@ -292,7 +292,7 @@ func (p *Planner) epoch(ctx context.Context, now time.Time, cause, why string) e
 // loadProfiles reads the shipped profiles anew, and what they say of interference.
 func (p *Planner) loadProfiles() []error {
 	files, problems := profile.LoadDir(p.cfg.Profiles)
-	p.state.Files, p.state.Interference = files, nil
+	p.state.Files, p.state.Contexts, p.state.Interference = files, files.Contexts(), nil
 	if !p.cfg.Interference {
 		return problems
 	}

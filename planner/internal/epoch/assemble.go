@@ -18,6 +18,7 @@ import (
 type assembly struct {
 	in       input
 	needs    map[string]float64 // samples per second by planned model; 0: not to be loaded
+	memory   memory
 	problems []string
 }
 
@@ -38,9 +39,11 @@ func assemble(c Config, s State) assembly {
 	gpus, problems := devices(s.Hosts)
 	profiles, bad := choose(s, gpus)
 	a.problems = append(problems, bad...)
+	a.memory = s.History.memory.learn(s, profiles)
+	profiles = a.memory.correct(profiles)
 	a.in = input{problem.Input{
 		GPUs: gpus, Profiles: profiles, Interference: s.Interference,
-		Buffer: c.Buffer, ContextBytes: c.ContextBytes, Current: &s.Current,
+		Buffer: c.Buffer, ContextBytes: c.contextBytes(s, gpus), Current: &s.Current,
 	}}
 	for _, m := range s.Models {
 		if !profiles.knows(m.Name) {
@@ -53,6 +56,15 @@ func assemble(c Config, s State) assembly {
 	}
 	sort.Slice(a.in.Models, func(i, j int) bool { return a.in.Models[i].Name < a.in.Models[j].Name })
 	return a
+}
+
+// contextBytes is the device memory of a gpu-let beside its models: the most of any type of GPU.
+func (c Config) contextBytes(s State, gpus []problem.GPU) int64 {
+	most := c.ContextBytes
+	for _, g := range gpus {
+		most = max(most, s.Contexts[g.Type])
+	}
+	return most
 }
 
 // need is what the model asks of a plan now, in samples per second.
@@ -159,10 +171,27 @@ func pick(m model.Model, gpuType string, measured profiles, files problem.Profil
 				"model %s: the %s profile for %s is of archive %s, but version %d is archive %s: refused",
 				m.Name, source.name, gpuType, digest(p.ModelHash), m.Version, digest(m.Hash)))
 		default:
+			if !samePrecision(m.Precision, p.Precision) {
+				problems = append(problems, fmt.Sprintf(
+					"model %s: the %s profile for %s was measured in %s, but the model is served in %s: its times may differ",
+					m.Name, source.name, gpuType, p.Precision, m.Precision))
+			}
 			return p, problems
 		}
 	}
 	return nil, problems
+}
+
+// samePrecision reports whether figures of one precision hold for another. What is stored is nearly
+// always fp32.
+func samePrecision(a, b string) bool {
+	name := func(s string) string {
+		if s == "" || s == "stored" {
+			return "fp32"
+		}
+		return s
+	}
+	return name(a) == name(b) || b == ""
 }
 
 // digest abbreviates a hash for people; 12 digits tell any two archives apart.
@@ -170,8 +199,9 @@ func digest(hash string) string { return hash[:min(12, len(hash))] }
 
 // History is what one decision has to know of those before it.
 type History struct {
-	since time.Time // of the first decision
-	needs map[string][]peak
+	since  time.Time // of the first decision
+	needs  map[string][]peak
+	memory memory
 }
 
 // peak is a need that was not exceeded later.
@@ -181,8 +211,8 @@ type peak struct {
 }
 
 // next returns the history after the needs of now. It shares nothing with h.
-func (h History) next(c Config, s State, needs map[string]float64) History {
-	n := History{since: h.since, needs: make(map[string][]peak, len(needs))}
+func (h History) next(c Config, s State, needs map[string]float64, learned memory) History {
+	n := History{since: h.since, needs: make(map[string][]peak, len(needs)), memory: learned}
 	if n.since.IsZero() {
 		n.since = s.Now
 	}

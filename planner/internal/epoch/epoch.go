@@ -39,7 +39,7 @@ type Config struct {
 	Options       pack.Options
 	// Buffer multiplies every predicted latency; 0 means 1.
 	Buffer float64
-	// ContextBytes is the device memory of a gpu-let beside its models.
+	// ContextBytes is the least device memory of a gpu-let beside its models, whatever State says.
 	ContextBytes int64
 	Demand       demand.Config
 	// WarmRPS is the least rate every model is planned for, so that a first request finds it
@@ -64,6 +64,8 @@ type State struct {
 	Files problem.Profiles
 	// Measured holds the profiles that agents published of their own hardware. They win.
 	Measured []profile.Profile
+	// Contexts is the device memory of a gpu-let beside its models, by type of GPU.
+	Contexts map[string]int64
 	// Interference predicts the slowdown by neighbours; nil: none.
 	Interference problem.Interference
 	// Loads holds what is observed of each model; a model that is missing was not observed yet.
@@ -126,7 +128,7 @@ const (
 // Decide makes the decision of one epoch.
 func Decide(c Config, s State) Decision {
 	a := assemble(c, s)
-	d := Decision{Plan: s.Current, Needs: a.needs, History: s.History.next(c, s, a.needs)}
+	d := Decision{Plan: s.Current, Needs: a.needs, History: s.History.next(c, s, a.needs, a.memory)}
 	d.Problems = a.problems
 	switch {
 	case s.Current.Pinned:

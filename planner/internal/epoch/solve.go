@@ -56,7 +56,19 @@ func (c Config) solve(in input) solution {
 	}
 	s.report(in, relaxed)
 	c.attach(&s)
+	s.weigh()
 	return s
+}
+
+// weigh notes the device memory that every gpu-let is planned to take.
+func (s *solution) weigh() {
+	for i := range s.plan.Gpulets {
+		g := &s.plan.Gpulets[i]
+		g.MemBytes = s.in.ContextBytes
+		for _, a := range g.Models {
+			g.MemBytes += memBytes(s.in.Profiles, g.GPUType, a)
+		}
+	}
 }
 
 // Bounds of desired: fleets up to desiredExactly are planned with more GPUs, up to desiredFactor
@@ -250,7 +262,7 @@ func (c Config) vacancy(s *solution, m problem.Model) (plan.Gpulet, bool) {
 			continue
 		}
 		g := plan.Gpulet{ID: fmt.Sprintf("guest-%s", m.Name), Host: gpu.Host, GPU: gpu.Index, GPUType: gpu.Type, Share: share}
-		if _, ok := c.guestFits(s, g, m, c.ContextBytes); ok {
+		if _, ok := c.guestFits(s, g, m, s.in.ContextBytes); ok {
 			best = g
 		}
 	}
@@ -296,7 +308,7 @@ func (c Config) memory(s *solution, device string) (total, taken int64) {
 		if g.Device() != device {
 			continue
 		}
-		taken += c.ContextBytes
+		taken += s.in.ContextBytes
 		for _, a := range g.Models {
 			taken += memBytes(s.in.Profiles, g.GPUType, a)
 		}
