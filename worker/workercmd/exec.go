@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/model"
+	"github.com/gpulet/gpulet/shared/telemetry"
 	"github.com/gpulet/gpulet/worker/internal/affinity"
 	"github.com/gpulet/gpulet/worker/internal/device"
 	"github.com/gpulet/gpulet/worker/internal/engine"
@@ -29,13 +30,14 @@ type execConfig struct {
 	EngineLib string `env:"ENGINE_LIB" usage:"the engine's shared library, or its folder (default: beside the program)"`
 	Precision string `env:"PRECISION" usage:"stored, fp32, fp16 or bf16 (default: the model's own)"`
 	Dim       int64  `env:"DIM" envDefault:"128" usage:"size of dimensions that vary"`
+	MPS       mpsConfig
 }
 
 // Validate reports the first setting that makes no sense.
 func (c *execConfig) Validate() error {
-	known := c.Device == "auto" || c.Device == "cpu" || c.Device == "cuda" || strings.HasPrefix(c.Device, "cuda:")
+	choice, err := device.Parse(c.Device)
 	switch {
-	case !known:
+	case err != nil || choice.Kind == device.Sim || len(choice.GPUs) > 1:
 		return fmt.Errorf("device %q: expected auto, cpu, cuda or cuda:N", c.Device)
 	case c.Engine != engine.Torch && c.Engine != engine.Reference:
 		return fmt.Errorf("engine %q: expected %s or %s", c.Engine, engine.Torch, engine.Reference)
@@ -77,7 +79,8 @@ func newExecCommand() *cobra.Command {
 
 MODEL is a name in the model repository, or the path of a model's folder. COUNT batches of BATCH
 random samples are run, INTERVAL seconds apart (0: back to back), on SHARE percent of the GPU, or
-of the cores where there is no GPU (default: 100). A share of a GPU needs an MPS daemon.`,
+of the cores where there is no GPU (default: 100). For a share of a GPU it
+starts an MPS daemon, or uses the one that is there.`,
 		Example: `  worker exec lenet 1000 1 0
   worker exec resnet50 1000 1 0.1 50
   worker exec ./models/lenet 100 8 0 --device cpu --json`,
@@ -132,7 +135,12 @@ func runExec(cmd *cobra.Command, config execConfig, args execArgs, asJSON bool) 
 		return err
 	}
 	report := execReport{Model: m.Name, Batch: args.run.Batch, Share: args.share}
-	eng, err := openForExec(config, args.share, &report)
+	leave, err := restrict(cmd, config, args.share, &report)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	eng, err := openForExec(config, &report)
 	if err != nil {
 		return err
 	}
@@ -171,29 +179,53 @@ func findModel(repository, name string) (model.Model, error) {
 	return model.Load(repository, name)
 }
 
-// openForExec restricts the process to its share, which must come before the engine's library, and
-// opens the engine.
-func openForExec(config execConfig, share int, report *execReport) (engine.Engine, error) {
-	cores, err := affinity.Cores()
+// restrict keeps the process to its share of the device, which must come before the engine's library
+// is opened. leave gives back what that took.
+func restrict(cmd *cobra.Command, config execConfig, share int, report *execReport) (leave func(), err error) {
+	if config.Device == "cpu" || config.Engine == engine.Reference || config.Device == "auto" && !hasGPU() {
+		report.Device = "cpu"
+		return func() {}, restrictCores(share, report)
+	}
+	report.Device = "cuda:0" // the only GPU that the process is going to see
+	gpu, err := findGPU(config.Device)
 	if err != nil {
 		return nil, err
 	}
-	onCPU := config.Device == "cpu" || config.Engine == engine.Reference || config.Device == "auto" && !hasGPU()
-	options := engine.Options{Library: config.EngineLib, Threads: 1}
-	report.Device = "cpu"
-	if onCPU {
-		cores = cores[:device.CoresOf(share, len(cores))]
-		if err := affinity.Set(cores); err != nil {
-			return nil, err
-		}
-		options.Threads, report.Cores = len(cores), len(cores)
-	} else {
-		report.Device = cudaName(config.Device)
-		if share < 100 {
-			os.Setenv("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", strconv.Itoa(share))
-		}
+	if share == 100 {
+		return func() {}, os.Setenv("CUDA_VISIBLE_DEVICES", gpu.UUID)
 	}
-	eng, err := engine.Open(config.Engine, options)
+	return joinMPS(cmd.Context(), config.MPS, gpu.UUID, share, telemetry.NewLogger(telemetry.Config{LogLevel: "warn"}, cmd.ErrOrStderr(), "exec"))
+}
+
+func restrictCores(share int, report *execReport) error {
+	cores, err := affinity.Cores()
+	if err != nil {
+		return err
+	}
+	cores = cores[:device.CoresOf(share, len(cores))]
+	report.Cores = len(cores)
+	return affinity.Set(cores)
+}
+
+// findGPU is the GPU that "auto", "cuda" or "cuda:N" means.
+func findGPU(name string) (device.GPU, error) {
+	found, _, err := device.GPUs()
+	if err != nil {
+		return device.GPU{}, fmt.Errorf("device %s: %w", name, err)
+	}
+	index := 0
+	if choice, err := device.Parse(name); err == nil && len(choice.GPUs) > 0 {
+		index = choice.GPUs[0]
+	}
+	if index >= len(found) {
+		return device.GPU{}, fmt.Errorf("device %s: found %d GPUs: expected an index below that", name, len(found))
+	}
+	return found[index], nil
+}
+
+// openForExec opens the engine and notes what it sees.
+func openForExec(config execConfig, report *execReport) (engine.Engine, error) {
+	eng, err := engine.Open(config.Engine, engine.Options{Library: config.EngineLib, Threads: max(1, report.Cores)})
 	if err != nil {
 		return nil, err
 	}
@@ -209,13 +241,6 @@ func openForExec(config execConfig, share int, report *execReport) (engine.Engin
 func hasGPU() bool {
 	_, err := os.Stat("/proc/driver/nvidia/version")
 	return err == nil
-}
-
-func cudaName(device string) string {
-	if device == "auto" || device == "cuda" {
-		return "cuda:0"
-	}
-	return device
 }
 
 func loadForExec(cmd *cobra.Command, eng engine.Engine, m model.Model, config execConfig, batch int, report *execReport) (engine.Model, error) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,8 +33,10 @@ type gpuletConfig struct {
 	Host      string        `env:"HOST" usage:"id of the host"`
 	GPU       int           `env:"GPU" envDefault:"0" usage:"index of the device on its host"`
 	GPUType   string        `env:"GPU_TYPE" usage:"type of the device"`
-	Device    string        `env:"DEVICE" envDefault:"cpu" usage:"device for the engine: cpu, or sim"`
+	Device    string        `env:"DEVICE" envDefault:"cpu" usage:"device for the engine: cpu, cuda:0 or sim"`
 	Share     int           `env:"SHARE" envDefault:"100" usage:"percent of the device"`
+	SMs       int           `env:"SMS" envDefault:"0" usage:"SMs of the whole GPU, to tell whether the share holds; 0: not known"`
+	Unlimited bool          `env:"ALLOW_UNPARTITIONED" usage:"serve although the share does not hold"`
 	Cores     []int         `env:"CORES" usage:"cores to run on (default: all)"`
 	Profiles  string        `env:"PROFILES" envDefault:"profiles" usage:"folder of profiles, for the simulated engine"`
 	Grace     time.Duration `env:"GRACE" envDefault:"25s" usage:"time to drain in"`
@@ -89,6 +92,10 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 	if err != nil {
 		return err
 	}
+	sms, err := cfg.checkShare(eng, log)
+	if err != nil {
+		return err
+	}
 	b, err := bus.Connect(ctx, cfg.Bus, bus.RoleWorker, "gpulet "+cfg.ID, log)
 	if ctx.Err() != nil {
 		return nil // told to end before there was anything to drain
@@ -107,11 +114,31 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 		})
 	})
 	defer dead()
-	log.Info("serving", "engine", eng.Info().Version, "share", cfg.Share, "cores", cfg.Cores)
+	log.Info("serving", "engine", eng.Info().Version, "share", cfg.Share, "cores", cfg.Cores, "sms", sms)
 	return gpulet.Run(ctx, gpulet.Config{
 		ID: cfg.ID, Host: cfg.Host, GPU: cfg.GPU, Share: cfg.Share, Device: cfg.Device, PID: os.Getpid(),
 		Engine: eng, Bus: b, Commands: commands, Report: reports.put, Grace: cfg.Grace, Log: log,
 	})
+}
+
+// checkShare refuses to serve on more of a GPU than the share: neighbours would be slower than
+// planned, and nobody would know why. It returns how many SMs the process sees.
+func (c *gpuletConfig) checkShare(eng engine.Engine, log *slog.Logger) (sms int, err error) {
+	if !strings.HasPrefix(c.Device, "cuda") {
+		return 0, nil
+	}
+	seen, err := eng.Device(c.Device)
+	if err != nil {
+		return 0, err
+	}
+	switch why := unpartitioned(c.Share, c.SMs, seen); {
+	case why == "":
+	case c.Unlimited:
+		log.Warn("serving unpartitioned", "reason", why)
+	default:
+		return 0, errors.New(why)
+	}
+	return seen.SMs, nil
 }
 
 // readCommands hands on what the agent says, and says when it has gone.

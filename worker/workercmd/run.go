@@ -3,16 +3,11 @@ package workercmd
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,14 +15,11 @@ import (
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/model"
-	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
 	"github.com/gpulet/gpulet/shared/telemetry"
 	"github.com/gpulet/gpulet/worker/internal/agent"
 	"github.com/gpulet/gpulet/worker/internal/device"
-	"github.com/gpulet/gpulet/worker/internal/engine"
 	"github.com/gpulet/gpulet/worker/internal/profiler"
-	"github.com/gpulet/gpulet/worker/internal/reconcile"
 )
 
 // runConfig are the settings of `worker run`.
@@ -36,7 +28,7 @@ type runConfig struct {
 	Telemetry telemetry.Config
 	Engine    engineConfig
 	// Device says what to serve on.
-	Device string `env:"DEVICE" envDefault:"auto" usage:"auto, cuda, cpu, or sim:<gpu type>x<count>"`
+	Device string `env:"DEVICE" envDefault:"auto" usage:"auto, cuda, cuda:<index>,..., cpu, or sim:<gpu type>x<count>"`
 	// Host names this host in plans and reports; it must differ from all others.
 	Host string `env:"HOST" usage:"id of this host, [a-z0-9-]{1,32} (default: its name)"`
 	// Models is this host's copy of the model repository.
@@ -48,6 +40,11 @@ type runConfig struct {
 	MetricsAddr  string `env:"METRICS_ADDR" envDefault:":8003" usage:"address of /metrics, /healthz and pprof"`
 	// DrainTimeout is how long a gpu-let may take to finish what it holds before it is killed.
 	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"30s" usage:"time that a gpu-let may take to drain"`
+	MPS          mpsConfig
+	// AllowUnpartitioned serves on GPUs that cannot be shared.
+	AllowUnpartitioned bool `env:"ALLOW_UNPARTITIONED" usage:"serve on a GPU that MPS cannot cut into shares, as a whole"`
+	// Uncapped is for comparing: what do shares gain?
+	Uncapped bool `env:"UNCAPPED" usage:"for experiments: let every gpu-let use its whole GPU, through MPS without shares"`
 	// ProfileBudget bounds the measuring of one model on a CPU.
 	ProfileBudget time.Duration `env:"PROFILE_BUDGET" envDefault:"3s" usage:"time to measure a model in that has not been measured here"`
 }
@@ -76,13 +73,15 @@ func newRunCommand() *cobra.Command {
 		Use:   "run",
 		Short: "Run the agent of this host",
 		Long: `The agent finds this host's devices, starts one process per gpu-let that the plan puts here,
-restarts those that crash, and reports what runs. On a CPU it measures the registered models first,
-a few seconds each, and keeps the figures. While the planner or NATS is away, gpu-lets go on with
+restarts those that crash, and reports what runs. On GPUs it runs one MPS daemon each, or adopts one
+that is there; GPUs in MIG mode or used by other processes are left alone, unless they are named. On
+a CPU it measures the registered models first, a few seconds each, and keeps the figures. While the planner or NATS is away, gpu-lets go on with
 the last plan.
 
 The first SIGINT or SIGTERM drains all gpu-lets and exits; the second kills them.`,
 		Example: `  worker run
   worker run --device cpu --models ./models --nats-url nats://10.0.0.1:4222
+  worker run --device cuda:0,2                              only these GPUs
   worker run --device sim:h100x4 --profiles ./profiles      GPUs that answer from their profile`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := cli.Load(cmd, cfg); err != nil {
@@ -103,6 +102,7 @@ func runAgent(cmd *cobra.Command, cfg *runConfig) error {
 	if err != nil {
 		return err
 	}
+	defer host.close()
 	log.Info("starting", "host", host.Host, "device", host.Inventory.Kind, "gpu_type", host.Inventory.Devices[0].GPUType,
 		"devices", len(host.Inventory.Devices), "engine", host.Engine, "models", cfg.Models)
 	reg := telemetry.NewRegistry()
@@ -126,139 +126,15 @@ func runAgent(cmd *cobra.Command, cfg *runConfig) error {
 		}
 		return nil
 	})
-	return agent.New(host, b, reg).Run(cmd.Context())
-}
-
-// newHost finds what the host has, and how to start its processes.
-func newHost(ctx context.Context, cfg *runConfig, log *slog.Logger) (agent.Config, error) {
-	choice, err := device.Parse(cfg.Device)
-	if err != nil {
-		return agent.Config{}, err
+	if host.gpus != nil {
+		watched := make(chan struct{})
+		go func() {
+			defer close(watched)
+			host.gpus.watch(ctx)
+		}()
+		defer func() { stop(); <-watched }()
 	}
-	program, err := self()
-	if err != nil {
-		return agent.Config{}, err
-	}
-	var set *profile.Set
-	if choice.Kind == device.Sim {
-		var problems []error
-		set, problems = profile.LoadDir(cfg.Profiles)
-		for _, p := range problems {
-			log.Warn("profile ignored", "error", p)
-		}
-	}
-	inv, err := device.Discover(choice, set)
-	if err != nil {
-		return agent.Config{}, err
-	}
-	if cfg.Host == "" {
-		cfg.Host = device.HostID()
-	}
-	if cfg.ProfileCache == "" {
-		cfg.ProfileCache = filepath.Join(cfg.Bus.StateDir, "profiles")
-	}
-	limits := reconcile.DefaultLimits
-	limits.Drain = cfg.DrainTimeout
-	c := agent.Config{Host: cfg.Host, Inventory: inv, Repository: cfg.Models, Limits: limits, Log: log}
-	if inv.Kind == device.Sim {
-		cfg.Engine = engineConfig{Engine: engine.Simulated}
-		c.Engine, c.Repository = "simulated", ""
-	} else {
-		if c.Engine, err = probe(ctx, program, cfg.Engine); err != nil {
-			return agent.Config{}, err
-		}
-		m := &measurement{program: program, cfg: cfg, gpuType: inv.Devices[0].GPUType, log: log}
-		c.Profile = m.profile
-	}
-	c.Command = func(g plan.Gpulet, cores []int) *exec.Cmd {
-		cmd := exec.Command(program, gpuletArgs(cfg, inv, g, cores)...)
-		cmd.Env = gpuletEnv()
-		return cmd
-	}
-	return c, nil
-}
-
-// gpuletArgs are the arguments of a gpu-let's process.
-func gpuletArgs(cfg *runConfig, inv device.Inventory, g plan.Gpulet, cores []int) []string {
-	args := []string{
-		"gpulet", "--gpulet-id", g.ID, "--host", cfg.Host, "--gpu", strconv.Itoa(g.GPU), "--share", strconv.Itoa(g.Share),
-		"--gpu-type", inv.Devices[g.GPU].GPUType, "--device", string(inv.Kind),
-		"--grace", (cfg.DrainTimeout * 4 / 5).String(),
-		"--nats-url", cfg.Bus.URL, "--nats-nkey", cfg.Bus.NKey, "--nats-inbox-prefix", cfg.Bus.InboxPrefix,
-		"--state-dir", cfg.Bus.StateDir, "--log-level", cfg.Telemetry.LogLevel, "--log-format", cfg.Telemetry.LogFormat,
-	}
-	args = append(args, cfg.Engine.args()...)
-	if inv.Kind == device.Sim {
-		args = append(args, "--profiles", cfg.Profiles)
-	}
-	if len(cores) > 0 {
-		args = append(args, "--cores", joinInts(cores))
-	}
-	return args
-}
-
-// gpuletEnv is the environment of a gpu-let's process: with large messages, collecting garbage less
-// often cuts the tail of latencies by a third. What the operator set is kept.
-func gpuletEnv() []string {
-	env := os.Environ()
-	for key, value := range map[string]string{"GOGC": "400", "GOMEMLIMIT": "2GiB"} {
-		if os.Getenv(key) == "" {
-			env = append(env, key+"="+value)
-		}
-	}
-	return env
-}
-
-// probe opens the engine in a process of its own, which shows that gpu-lets can, without the agent
-// having to hold the engine's memory. It returns the engine's version.
-func probe(ctx context.Context, program string, cfg engineConfig) (string, error) {
-	if _, err := engine.FindLibrary(cfg.Engine, cfg.EngineLib); err != nil {
-		return "", err
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, program, append([]string{"engine"}, cfg.args()...)...)
-	var out, words bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &words
-	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("engine %s cannot be used: %s", cfg.Engine, lastLine(words.String(), err))
-	}
-	var info engine.Info
-	if err := json.Unmarshal(out.Bytes(), &info); err != nil {
-		return "", fmt.Errorf("engine %s: found %.100q: expected its description", cfg.Engine, out.String())
-	}
-	return info.Version, nil
-}
-
-// lastLine is what a process that failed said last, else how it ended.
-func lastLine(words string, err error) string {
-	lines := strings.Split(strings.TrimSpace(words), "\n")
-	if last := lines[len(lines)-1]; last != "" {
-		return last
-	}
-	return err.Error()
-}
-
-func newEngineCommand() *cobra.Command {
-	cfg := &engineConfig{}
-	cmd := &cobra.Command{
-		Use:    "engine",
-		Short:  "Describe the engine as JSON",
-		Hidden: true,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cli.Load(cmd, cfg); err != nil {
-				return err
-			}
-			eng, err := engine.Open(cfg.Engine, engine.Options{Library: cfg.EngineLib, Threads: 1})
-			if err != nil {
-				return err
-			}
-			defer eng.Close()
-			return json.NewEncoder(cmd.OutOrStdout()).Encode(eng.Info())
-		},
-	}
-	cli.Bind(cmd, cfg)
-	return cmd
+	return agent.New(host.Config, b, reg).Run(cmd.Context())
 }
 
 // measurement has this host's CPU measure models, each in processes of its own.

@@ -45,8 +45,10 @@ type Config struct {
 	Engine    string // in words, for the host's report
 	// Repository is the folder of the models' archives; empty where the engine needs none.
 	Repository string
-	// Command is the process of a gpu-let on some cores (none given: all), without its pipes.
-	Command func(g plan.Gpulet, cores []int) *exec.Cmd
+	// Command is the process of a gpu-let, without its pipes.
+	Command func(Start) *exec.Cmd
+	// Sharing is what cuts the host's GPUs into shares. Nil: nothing has to, as on a CPU.
+	Sharing Sharing
 	// Profile returns the profile of a model on the host's device, measuring it if need be. Nil:
 	// the device needs no measuring.
 	Profile func(ctx context.Context, m model.Model) (*profile.Profile, error)
@@ -55,11 +57,30 @@ type Config struct {
 	Log    *slog.Logger
 }
 
+// Start is a gpu-let that is about to start.
+type Start struct {
+	Gpulet plan.Gpulet
+	Device plan.Device // it is on
+	Cores  []int       // none: all
+	// MemBytes is the device memory that it may take without taking any from what the plan gives to
+	// other gpu-lets of its device; 0: not known.
+	MemBytes int64
+}
+
+// Sharing is what lets processes share a device: MPS on GPUs.
+type Sharing interface {
+	// Release makes the device let go of a process that is about to be killed.
+	Release(ctx context.Context, gpu, pid int) error
+	// Problems receives what is wrong, in words, whenever that changes. It may be nil.
+	Problems() <-chan []string
+}
+
 // Timings of the agent.
 const (
 	hostEvery    = 3 * time.Second // least often that the host is reported
 	gpuletEvery  = 2 * time.Second // least often that a gpu-let's counts are reported
 	resolveEvery = 5 * time.Second // models with problems are looked at again
+	releaseLimit = 2 * time.Second // of letting go of a process before it is killed
 )
 
 // Agent is a running agent. All fields are owned by the goroutine of Run.
@@ -76,6 +97,8 @@ type Agent struct {
 	planned  bool // a plan has been seen
 	models   map[string]resolved
 	problems map[string]string // of measuring, by model
+	sharing  []string          // what is wrong with sharing devices
+	faults   map[int]int       // by device: how often one failed under a gpu-let
 	stopping bool
 	notes    []string // last reported
 }
@@ -103,6 +126,7 @@ func New(cfg Config, b Bus, reg prometheus.Registerer) *Agent {
 		children: map[string]*child{},
 		events:   make(chan event, 256),
 		problems: map[string]string{},
+		faults:   map[int]int{},
 		metrics:  newMetrics(cfg.Host),
 	}
 	reg.MustRegister(a.metrics)
@@ -142,6 +166,10 @@ func (a *Agent) loop(drain, abort context.Context, plans <-chan plan.Plan, model
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	ended, aborted := drain.Done(), abort.Done()
+	sharing := (<-chan []string)(nil)
+	if a.cfg.Sharing != nil {
+		sharing = a.cfg.Sharing.Problems()
+	}
 	a.reportHost()
 	for !a.stopping || len(a.children) > 0 {
 		select {
@@ -162,6 +190,8 @@ func (a *Agent) loop(drain, abort context.Context, plans <-chan plan.Plan, model
 			a.reportHost()
 		case problems := <-m.problems:
 			a.problems = problems
+			a.reportHost()
+		case a.sharing = <-sharing:
 			a.reportHost()
 		case e := <-a.events:
 			a.handle(e)
@@ -200,7 +230,7 @@ func (a *Agent) desired() reconcile.Desired {
 		return want
 	}
 	for _, g := range a.plan.Gpulets {
-		if g.Host == a.cfg.Host && g.GPU >= 0 && g.GPU < len(a.cfg.Inventory.Devices) {
+		if _, here := a.cfg.Inventory.Device(g.GPU); here && g.Host == a.cfg.Host {
 			want.Gpulets = append(want.Gpulets, g)
 		}
 	}
@@ -249,7 +279,7 @@ func (a *Agent) do(act reconcile.Action, now time.Time) {
 		c.proc.send(link.Command{Op: link.Drain})
 	case reconcile.Kill:
 		c.KilledAt = now
-		c.proc.kill()
+		a.kill(c)
 	case reconcile.Forget:
 		delete(a.children, act.ID)
 		a.report.forget(act.ID)
@@ -263,10 +293,12 @@ func (a *Agent) start(g plan.Gpulet, now time.Time) {
 		c.Crashes, c.restarts, c.detail = old.Crashes, old.restarts+1, old.detail
 	}
 	c.Child.ID, c.GPU, c.Share = g.ID, g.GPU, g.Share
-	c.State, c.Heard = plan.Starting, now
+	c.State, c.StartedAt, c.Heard = plan.Starting, now, now
 	a.children[g.ID] = c
 	c.cores = a.allot(g)
-	proc, err := startProcess(g.ID, a.cfg.Command(g, c.cores), a.events, a.log)
+	dev, _ := a.cfg.Inventory.Device(g.GPU)
+	cmd := a.cfg.Command(Start{Gpulet: g, Device: dev, Cores: c.cores, MemBytes: a.spare(g, dev)})
+	proc, err := startProcess(g.ID, cmd, a.events, a.log)
 	if err != nil {
 		a.log.Error("gpu-let does not start", "gpulet", g.ID, "error", err)
 		c.detail = err.Error()
@@ -277,6 +309,40 @@ func (a *Agent) start(g plan.Gpulet, now time.Time) {
 	c.proc = proc
 	a.assign(c)
 	a.putGpulet(c, now)
+}
+
+// spare is the memory of a device that the plan gives to no other gpu-let than g; 0: not known.
+func (a *Agent) spare(g plan.Gpulet, dev plan.Device) int64 {
+	left := dev.MemBytes
+	for _, o := range a.plan.Gpulets {
+		if o.Host != g.Host || o.GPU != g.GPU {
+			continue
+		}
+		if o.MemBytes <= 0 {
+			return 0
+		}
+		if o.ID != g.ID {
+			left -= o.MemBytes
+		}
+	}
+	return max(0, left)
+}
+
+// kill ends a child's process. Letting go of it may take a moment, and holds nothing up.
+func (a *Agent) kill(c *child) {
+	if a.cfg.Sharing == nil {
+		c.proc.kill()
+		return
+	}
+	id, gpu, proc := c.Child.ID, c.GPU, c.proc
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), releaseLimit)
+		defer cancel()
+		if err := a.cfg.Sharing.Release(ctx, gpu, proc.pid()); err != nil {
+			a.log.Warn("device does not let go of a gpu-let, killing it all the same", "gpulet", id, "error", err)
+		}
+		proc.kill()
+	}()
 }
 
 // allot gives a gpu-let on the CPU its cores: none that another gpu-let of the plan has, if that
@@ -351,7 +417,13 @@ func (a *Agent) hear(c *child, r plan.GpuletReport, now time.Time) {
 func (a *Agent) exited(c *child, e event, now time.Time) {
 	c.proc = nil
 	asked := !c.DrainedAt.IsZero()
-	c.Exit(now, a.cfg.Limits)
+	if deviceFailed(e.err) {
+		a.faults[c.GPU]++
+		c.Fault(now, a.cfg.Limits)
+		a.log.Error("device failed: all gpu-lets on it start again", "gpu", c.GPU, "gpulet", c.Child.ID, "faults", a.faults[c.GPU])
+	} else {
+		c.Exit(now, a.cfg.Limits)
+	}
 	c.State = plan.Failed
 	switch {
 	case asked && e.err == nil:
@@ -363,6 +435,12 @@ func (a *Agent) exited(c *child, e event, now time.Time) {
 		a.log.Error("gpu-let crashed", "gpulet", c.Child.ID, "error", e.err, "crashes", c.Crashes, "last_words", e.lastWords)
 	}
 	a.putGpulet(c, now)
+}
+
+// deviceFailed reports whether a gpu-let ended because its device failed.
+func deviceFailed(err error) bool {
+	var exit *exec.ExitError
+	return errors.As(err, &exit) && exit.ExitCode() == link.ExitDeviceFailed
 }
 
 // exitWords says why a process ended that should not have.
@@ -384,7 +462,7 @@ func (a *Agent) killAll() {
 		if c.proc != nil {
 			a.log.Warn("killing gpu-let", "gpulet", c.Child.ID)
 			c.DrainedAt, c.KilledAt = time.Now(), time.Now()
-			c.proc.kill()
+			a.kill(c)
 		}
 	}
 }
@@ -413,7 +491,7 @@ func (a *Agent) describe(c *child, now time.Time) plan.GpuletReport {
 
 func (a *Agent) reportHost() {
 	r := plan.HostReport{
-		Host: a.cfg.Host, Devices: a.cfg.Inventory.Devices, Engine: a.cfg.Engine,
+		Host: a.cfg.Host, Devices: a.cfg.Inventory.Devices, Engine: a.cfg.Engine, Driver: a.cfg.Inventory.Driver,
 		Revision: a.plan.Revision, Time: time.Now(), Problems: a.trouble(),
 	}
 	if !slices.Equal(r.Problems, a.notes) {
@@ -429,7 +507,7 @@ func (a *Agent) reportHost() {
 
 // trouble lists what an operator should see, sorted.
 func (a *Agent) trouble() []string {
-	list := slices.Clone(a.cfg.Inventory.Notes)
+	list := slices.Concat(a.cfg.Inventory.Notes, a.sharing)
 	for name, why := range a.problems {
 		list = append(list, fmt.Sprintf("model %s: not measured: %s", name, why))
 	}
@@ -439,8 +517,8 @@ func (a *Agent) trouble() []string {
 		}
 	}
 	for _, g := range a.plan.Gpulets {
-		if g.Host == a.cfg.Host && (g.GPU < 0 || g.GPU >= len(a.cfg.Inventory.Devices)) {
-			list = append(list, fmt.Sprintf("gpu-let %s: the plan puts it on GPU %d, this host has %d", g.ID, g.GPU, len(a.cfg.Inventory.Devices)))
+		if _, here := a.cfg.Inventory.Device(g.GPU); !here && g.Host == a.cfg.Host {
+			list = append(list, fmt.Sprintf("gpu-let %s: the plan puts it on GPU %d: expected one of %v", g.ID, g.GPU, a.cfg.Inventory.Indices()))
 		}
 	}
 	for id, c := range a.children {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"strconv"
 	"sync"
 	"time"
 
@@ -23,6 +24,8 @@ type metrics struct {
 	fill     *prometheus.Desc
 	busy     *prometheus.Desc
 	exec     *prometheus.Desc
+	memory   *prometheus.Desc
+	faults   *prometheus.Desc
 
 	mu   sync.Mutex // guards last
 	last snapshot
@@ -33,6 +36,7 @@ type snapshot struct {
 	revision uint64
 	gpulets  []plan.GpuletReport
 	planned  map[string]map[string]int // gpu-let → model → planned batch
+	faults   map[int]int               // by device
 }
 
 func newMetrics(host string) *metrics {
@@ -52,6 +56,8 @@ func newMetrics(host string) *metrics {
 		fill:     desc("batch_fill_ratio", "Samples per batch over the planned batch, since the gpu-let started.", "gpulet", "model"),
 		busy:     desc("exec_seconds_total", "Time on the engine.", "gpulet", "model"),
 		exec:     desc("batch_exec_seconds", "Moving average of a batch's time on the engine.", "gpulet", "model"),
+		memory:   desc("model_memory_bytes", "Device memory that a loaded model holds.", "gpulet", "model"),
+		faults:   desc("device_faults_total", "Gpu-lets that ended because their device failed.", "gpu"),
 	}
 }
 
@@ -63,7 +69,7 @@ func (m *metrics) set(s snapshot) {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.revision, m.state, m.restarts, m.loaded, m.requests, m.again, m.samples, m.batches, m.fill, m.busy, m.exec} {
+	for _, d := range []*prometheus.Desc{m.revision, m.state, m.restarts, m.loaded, m.requests, m.again, m.samples, m.batches, m.fill, m.busy, m.exec, m.memory, m.faults} {
 		ch <- d
 	}
 }
@@ -80,6 +86,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
 	}
 	gauge(m.revision, float64(s.revision))
+	for gpu, n := range s.faults {
+		counter(m.faults, float64(n), strconv.Itoa(gpu))
+	}
 	for _, g := range s.gpulets {
 		for _, state := range []plan.GpuletState{plan.Starting, plan.Ready, plan.Draining, plan.Failed} {
 			gauge(m.state, one(g.State == state), g.ID, string(state))
@@ -96,6 +105,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			counter(m.batches, float64(r.Batches), g.ID, r.Model)
 			counter(m.busy, r.BusyMs/1e3, g.ID, r.Model)
 			gauge(m.exec, r.ExecMs/1e3, g.ID, r.Model)
+			gauge(m.memory, float64(r.MemBytes), g.ID, r.Model)
 			if planned := s.planned[g.ID][r.Model]; planned > 0 && r.Batches > 0 {
 				gauge(m.fill, float64(r.Samples)/float64(r.Batches)/float64(planned), g.ID, r.Model)
 			}
@@ -112,7 +122,10 @@ func one(is bool) float64 {
 
 // snapshot copies what the metrics need.
 func (a *Agent) snapshot() snapshot {
-	s := snapshot{revision: a.plan.Revision, planned: map[string]map[string]int{}}
+	s := snapshot{revision: a.plan.Revision, planned: map[string]map[string]int{}, faults: map[int]int{}}
+	for _, d := range a.cfg.Inventory.Devices {
+		s.faults[d.Index] = a.faults[d.Index]
+	}
 	now := time.Now()
 	for id, c := range a.children {
 		s.gpulets = append(s.gpulets, a.describe(c, now))

@@ -5,8 +5,10 @@
 package device
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -28,6 +30,7 @@ const (
 // Choice is a parsed --device.
 type Choice struct {
 	Kind Kind
+	GPUs []int     // of CUDA: indices, ascending; none: all that are free
 	Sim  []SimGPUs // of Sim
 }
 
@@ -42,16 +45,39 @@ var simRE = regexp.MustCompile(`^([a-z0-9][a-z0-9_.-]{0,62}?)(?:[x:]([0-9]{1,4})
 // MaxSim bounds the virtual GPUs of one host.
 const MaxSim = 1024
 
-// Parse reads auto, cuda, cpu or sim:<type>[x<count>][,<type>[x<count>]...]; ":" may stand for
-// "x", which a type that itself ends in x and digits needs.
+// parseHint is what Parse takes.
+const parseHint = "expected auto, cuda, cpu or sim:<gpu type>x<count>, such as sim:h100x4 or cuda:0,2"
+
+// Parse reads auto, cuda, cuda:<index>[,<index>...], cpu or sim:<type>[x<count>][,<type>[x<count>]...];
+// ":" may stand for "x", which a type that itself ends in x and digits needs.
 func Parse(s string) (Choice, error) {
 	kind, list, listed := strings.Cut(s, ":")
 	switch {
 	case !listed && (Kind(s) == Auto || Kind(s) == CUDA || Kind(s) == CPU):
 		return Choice{Kind: Kind(s)}, nil
-	case Kind(kind) != Sim || !listed:
-		return Choice{}, fmt.Errorf("device %q: expected auto, cuda, cpu or sim:<gpu type>x<count>, such as sim:h100x4", s)
+	case listed && Kind(kind) == CUDA:
+		return parseGPUs(s, list)
+	case listed && Kind(kind) == Sim:
+		return parseSim(s, list)
 	}
+	return Choice{}, fmt.Errorf("device %q: %s", s, parseHint)
+}
+
+func parseGPUs(s, list string) (Choice, error) {
+	c := Choice{Kind: CUDA}
+	for _, part := range strings.Split(list, ",") {
+		index, err := strconv.Atoi(part)
+		if err != nil || index < 0 {
+			return Choice{}, fmt.Errorf("device %q: found %q: expected the index of a GPU, from 0", s, part)
+		}
+		c.GPUs = append(c.GPUs, index)
+	}
+	slices.Sort(c.GPUs)
+	c.GPUs = slices.Compact(c.GPUs)
+	return c, nil
+}
+
+func parseSim(s, list string) (Choice, error) {
 	c := Choice{Kind: Sim}
 	total := 0
 	for _, part := range strings.Split(list, ",") {
@@ -77,8 +103,29 @@ type Inventory struct {
 	Devices []plan.Device
 	// Cores are those that the CPU device may use, ascending.
 	Cores []int
+	// Driver describes the NVIDIA driver, where GPUs serve.
+	Driver string
 	// Notes are things an operator should see.
 	Notes []string
+}
+
+// Device returns the device of an index, which need not be its place in Devices: GPUs that are left
+// alone keep theirs.
+func (inv Inventory) Device(index int) (plan.Device, bool) {
+	i := slices.IndexFunc(inv.Devices, func(d plan.Device) bool { return d.Index == index })
+	if i < 0 {
+		return plan.Device{}, false
+	}
+	return inv.Devices[i], true
+}
+
+// Indices lists the devices by index.
+func (inv Inventory) Indices() []int {
+	list := make([]int, len(inv.Devices))
+	for i, d := range inv.Devices {
+		list[i] = d.Index
+	}
+	return list
 }
 
 // Discover looks for what was chosen. profiles say how large virtual GPUs are.
@@ -89,29 +136,28 @@ func Discover(c Choice, profiles *profile.Set) (Inventory, error) {
 	case CPU:
 		return newHost().inventory()
 	}
-	gpus, err := GPUs()
-	if c.Kind == CUDA {
-		if err != nil {
-			return Inventory{}, fmt.Errorf("device cuda: %w", err)
-		}
-		return Inventory{}, fmt.Errorf("device cuda: found %s, but this build does not serve on CUDA yet: use --device cpu", describe(gpus))
-	}
-	inv, cpuErr := newHost().inventory()
-	if len(gpus) > 0 {
-		inv.Notes = append(inv.Notes, fmt.Sprintf("found %s, but this build does not serve on CUDA yet: serving on the CPU", describe(gpus)))
-	}
-	return inv, cpuErr
+	gpus, driver, err := GPUs()
+	return serving(c, gpus, driver, err, newHost())
 }
 
-func describe(gpus []GPU) string {
-	names := make([]string, len(gpus))
-	for i, g := range gpus {
-		names[i] = g.Name
+// serving decides between the GPUs that were found, or the reason why there are none, and the CPU.
+func serving(c Choice, gpus []GPU, driver Driver, err error, cpu host) (Inventory, error) {
+	var inv Inventory
+	if err == nil {
+		inv, err = cuda(c.GPUs, gpus, driver)
 	}
-	if len(gpus) == 1 {
-		return "a GPU (" + names[0] + ")"
+	switch {
+	case err == nil:
+		return inv, nil
+	case c.Kind == CUDA:
+		return Inventory{}, fmt.Errorf("device cuda: %w", err)
 	}
-	return fmt.Sprintf("%d GPUs (%s)", len(gpus), strings.Join(names, ", "))
+	onCPU, cpuErr := cpu.inventory()
+	onCPU.Notes = append(onCPU.Notes, inv.Notes...)
+	if !errors.Is(err, ErrNoDriver) && len(inv.Notes) == 0 {
+		onCPU.Notes = append(onCPU.Notes, err.Error())
+	}
+	return onCPU, cpuErr
 }
 
 // simMem is the memory of a virtual GPU whose type says nothing about it.

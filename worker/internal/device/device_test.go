@@ -24,6 +24,10 @@ func TestParse(t *testing.T) {
 		{in: "auto", want: Choice{Kind: Auto}},
 		{in: "cpu", want: Choice{Kind: CPU}},
 		{in: "cuda", want: Choice{Kind: CUDA}},
+		{in: "cuda:0", want: Choice{Kind: CUDA, GPUs: []int{0}}},
+		{in: "cuda:2,0,2", want: Choice{Kind: CUDA, GPUs: []int{0, 2}}},
+		{in: "cuda:", err: `device "cuda:": found "": expected the index of a GPU`},
+		{in: "cuda:-1", err: `found "-1": expected the index of a GPU`},
 		{in: "sim:h100", want: Choice{Kind: Sim, Sim: []SimGPUs{{"h100", 1}}}},
 		{in: "sim:h100x4", want: Choice{Kind: Sim, Sim: []SimGPUs{{"h100", 4}}}},
 		{in: "sim:h100x4,rtx2080ti:2", want: Choice{Kind: Sim, Sim: []SimGPUs{{"h100", 4}, {"rtx2080ti", 2}}}},
@@ -160,7 +164,7 @@ func TestThisHostHasACPU(t *testing.T) {
 // test's process. Where there are GPUs it lists them.
 func TestWithoutADriverNothingBreaks(t *testing.T) {
 	for range 2 {
-		gpus, err := GPUs()
+		gpus, _, err := GPUs()
 		if errors.Is(err, ErrNoDriver) == (len(gpus) > 0) {
 			t.Errorf("found %v and error %v", gpus, err)
 		}

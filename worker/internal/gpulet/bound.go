@@ -21,6 +21,7 @@ type bound struct {
 	loaded  engine.Model // nil: not (yet)
 	spec    engine.Spec  // that loaded was, or is being, loaded with
 	problem string       // why it is not loaded
+	short   bool         // of memory: that is why
 	needs   bool         // something has to be loaded for the assignment
 	loadAt  time.Time    // when to load it; zero: it is being loaded, or cannot be
 	again   lifecycle.Backoff
@@ -111,6 +112,10 @@ func (m *bound) report() plan.ModelReport {
 	r := m.counts
 	r.Loaded = m.loaded != nil
 	r.Error = m.problem
+	r.OutOfMemory = m.short
+	if m.loaded != nil {
+		r.MemBytes = m.loaded.MemBytes()
+	}
 	return r
 }
 

@@ -104,7 +104,7 @@ func (l *loop) bind(m *bound, a link.Assignment) {
 	if batchChanged {
 		m.reset()
 	}
-	m.problem, m.loadAt = a.Problem, time.Time{}
+	m.problem, m.short, m.loadAt = a.Problem, false, time.Time{}
 	m.again.Reset()
 	m.needs = m.loaded == nil || !sameModel(m.spec, m.wanted(l.cfg.Device))
 	switch {
@@ -160,6 +160,7 @@ func (l *loop) hasLoaded(r loaded) {
 		return
 	}
 	if r.err != nil {
+		m.short = engine.CodeOf(r.err) == engine.EOOM
 		l.failed(m, r.err.Error())
 		return
 	}
@@ -172,6 +173,7 @@ func (l *loop) hasLoaded(r loaded) {
 		m.reset()
 	}
 	m.loaded, m.spec, m.needs, m.problem, m.loadAt = r.model, r.spec, false, "", time.Time{}
+	m.short = false
 	m.again.Reset()
 	l.rebatch()
 	l.startPulling(m)

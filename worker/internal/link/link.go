@@ -47,6 +47,10 @@ type Assignment struct {
 	Problem string `json:"problem,omitempty"`
 }
 
+// ExitDeviceFailed is the exit code of a gpu-let whose device failed: nothing more can run in its
+// process, and what shares the device with it is likely to have failed too.
+const ExitDeviceFailed = 3
+
 // MaxLine bounds one line: a plan of hundreds of models fits many times.
 const MaxLine = 16 << 20
 

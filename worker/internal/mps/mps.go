@@ -2,8 +2,8 @@
 // processes of gpu-lets share the GPU, each with its percentage of the SMs.
 //
 // Each GPU has a daemon of its own, with its own pipe and log directories, so that a fault on one
-// GPU concerns no other. A daemon that already answers, because an operator or an earlier agent
-// started it, is adopted: used as it is, and left running at the end.
+// GPU concerns no other. A daemon that already answers is adopted: used as it is, and left running
+// at the end, unless it was left by a process of ours that is gone.
 //
 // The package only starts, asks and ends daemons. It changes no compute mode, clock or MIG setting,
 // and decides nothing about gpu-lets.
@@ -52,10 +52,10 @@ type Config struct {
 // Daemon is the control daemon of a GPU. Its methods may be called from several goroutines.
 type Daemon struct {
 	control
-	uuid  string
-	logs  string
-	owned bool
-	log   *slog.Logger
+	uuid string
+	logs string
+	lock *os.File // held by the process that owns the daemon; nil: somebody else does
+	log  *slog.Logger
 }
 
 // Start finds the daemon that serves the GPU, or starts one. The error says what an operator can do.
@@ -65,33 +65,73 @@ func Start(ctx context.Context, cfg Config) (*Daemon, error) {
 		return nil, err
 	}
 	home := filepath.Join(cfg.Dir, shortID(cfg.UUID))
-	own := filepath.Join(home, "pipe")
 	d := &Daemon{uuid: cfg.UUID, log: cfg.Log}
+	own := filepath.Join(home, "pipe")
 	for _, pipe := range append([]string{own}, cfg.Adopt...) {
-		d.control = control{program: program, pipe: pipe}
+		d.control, d.logs = control{program: program, pipe: pipe}, filepath.Join(filepath.Dir(pipe), "log")
 		state, err := d.look(ctx)
 		if err != nil {
 			return nil, err
 		}
-		if state == answers {
-			// One of our own making, left by an agent that was killed, is ours again.
-			d.owned = pipe == own
-			d.logs = filepath.Join(filepath.Dir(pipe), "log")
-			d.log.Info("adopted an MPS daemon", "gpu", cfg.UUID, "pipe", pipe)
-			return d, nil
+		if state != answers {
+			continue
 		}
+		if pipe == own { // the process that started it may be gone
+			d.lock, _ = takeLock(home)
+		}
+		d.log.Info("adopted an MPS daemon", "gpu", cfg.UUID, "pipe", pipe, "owned", d.Owned())
+		return d, nil
 	}
-	d.control = control{program: program, pipe: own}
-	d.logs, d.owned = filepath.Join(home, "log"), true
-	if err := d.launch(ctx); err != nil {
+	d.control, d.logs = control{program: program, pipe: own}, filepath.Join(home, "log")
+	if err := d.begin(ctx, home); err != nil {
 		return nil, err
 	}
 	d.log.Info("started an MPS daemon", "gpu", cfg.UUID, "pipe", own, "log", d.logs)
 	return d, nil
 }
 
-// Owned reports whether Stop ends the daemon.
-func (d *Daemon) Owned() bool { return d.owned }
+// begin starts the daemon of home as its owner.
+func (d *Daemon) begin(ctx context.Context, home string) error {
+	if err := privateDir(filepath.Dir(home)); err != nil {
+		return err
+	}
+	if err := privateDir(home); err != nil {
+		return err
+	}
+	lock, err := takeLock(home)
+	if err != nil {
+		return fmt.Errorf("MPS directory %s: another process is about to start or end a daemon there: %w", home, err)
+	}
+	d.lock = lock
+	if err := d.launch(ctx); err != nil {
+		d.unlock()
+		return err
+	}
+	return nil
+}
+
+// takeLock makes this process the owner of the daemon of home, until it unlocks or ends.
+func takeLock(home string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(home, "owner"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (d *Daemon) unlock() {
+	if d.lock != nil {
+		_ = d.lock.Close() // which gives the lock back
+		d.lock = nil
+	}
+}
+
+// Owned reports whether the daemon is this process's to end.
+func (d *Daemon) Owned() bool { return d.lock != nil }
 
 // Limits are what one client process may have of the GPU.
 type Limits struct {
@@ -130,7 +170,7 @@ func (d *Daemon) Health(ctx context.Context) error {
 
 // Revive starts a daemon again that is gone. One that was adopted is not ours to start.
 func (d *Daemon) Revive(ctx context.Context) error {
-	if !d.owned {
+	if !d.Owned() {
 		return fmt.Errorf("the MPS daemon in %s is gone, and was started by somebody else: start it again, or restart the agent, which then runs its own", d.pipe)
 	}
 	return d.launch(ctx)
@@ -159,12 +199,12 @@ func (d *Daemon) Terminate(ctx context.Context, pid int) error {
 	return nil
 }
 
-// Stop ends a daemon that Start started; one that was adopted from elsewhere is left alone. Clients
-// must have ended.
+// Stop ends the daemon if this process owns it. Clients must have ended.
 func (d *Daemon) Stop(ctx context.Context) error {
-	if !d.owned {
+	if !d.Owned() {
 		return nil
 	}
+	defer d.unlock()
 	if _, err := d.ask(ctx, "quit"); err != nil {
 		return err
 	}
@@ -173,9 +213,6 @@ func (d *Daemon) Stop(ctx context.Context) error {
 
 // launch starts the daemon, which puts itself into the background, and waits until it answers.
 func (d *Daemon) launch(ctx context.Context) error {
-	if err := privateDir(filepath.Dir(filepath.Dir(d.pipe))); err != nil {
-		return err
-	}
 	for _, dir := range []string{d.pipe, d.logs} {
 		if err := privateDir(dir); err != nil {
 			return err
@@ -244,4 +281,3 @@ func quoted(words string) string {
 	}
 	return fmt.Sprintf(": %q", words)
 }
-

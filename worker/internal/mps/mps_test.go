@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -96,7 +97,15 @@ func TestAClientsEnvironment(t *testing.T) {
 
 func TestAdoptsWhatAKilledAgentLeft(t *testing.T) {
 	r := newRig(t)
-	r.start()
+	// What is left of an agent that was killed is its daemon, and no lock.
+	if err := r.start().Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(r.cfg.Binary, "-d")
+	cmd.Env = append(os.Environ(), "CUDA_MPS_PIPE_DIRECTORY="+r.pipe())
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
 	pid := mpstest.PID(r.pipe())
 	d := r.start()
 	if got := mpstest.PID(r.pipe()); got != pid || !d.Owned() {
@@ -104,6 +113,21 @@ func TestAdoptsWhatAKilledAgentLeft(t *testing.T) {
 	}
 	if err := d.Stop(t.Context()); err != nil || mpstest.PID(r.pipe()) != 0 {
 		t.Errorf("%v: expected the daemon to end", err)
+	}
+}
+
+func TestUsesTheDaemonOfARunningAgentAndLeavesItRunning(t *testing.T) {
+	r := newRig(t)
+	agents := r.start()
+	ours := r.start()
+	if ours.Owned() || !agents.Owned() {
+		t.Errorf("owned: ours %v, the agent's %v: expected it to stay the agent's", ours.Owned(), agents.Owned())
+	}
+	if err := ours.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := agents.Health(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -6,6 +6,10 @@
 //
 // Make before break: what the plan no longer wants, be it a gpu-let or a model on one, is kept until
 // everything it does want on this host is ready, or has failed.
+//
+// The GPU is the fault domain: under MPS, a fault in one process breaks the context of every other
+// on its GPU, and the GPU takes no new process until all of them have ended. So when a gpu-let ends
+// because its device failed, the others that ran beside it are ended too, and none starts before.
 package reconcile
 
 import (
@@ -30,12 +34,14 @@ type Child struct {
 	Revision   uint64            // as it last reported: what it serves
 	Assigned   uint64            // the revision it was last told to serve; 0: none yet
 	Models     []plan.Assignment // what it was last told to serve
-	Heard      time.Time         // its last sign of life, at first its start
-	ReadyAt    time.Time         // when it became ready; zero: not yet
-	DrainedAt  time.Time         // when it was told to drain; zero: it was not
-	KilledAt   time.Time         // when it was killed; zero: it was not
-	ExitedAt   time.Time         // zero: it runs
-	Crashes    int               // in a row, of this gpu-let
+	StartedAt  time.Time
+	Heard      time.Time // its last sign of life, at first its start
+	ReadyAt    time.Time // when it became ready; zero: not yet
+	DrainedAt  time.Time // when it was told to drain; zero: it was not
+	KilledAt   time.Time // when it was killed; zero: it was not
+	ExitedAt   time.Time // zero: it runs
+	FaultedAt  time.Time // when it exited because the device failed; zero: it did not
+	Crashes    int       // in a row, of this gpu-let
 }
 
 // Limits are the times that decisions depend on.
@@ -91,8 +97,13 @@ func Next(now time.Time, want Desired, children []Child, lim Limits) []Action {
 	for _, c := range children {
 		d.byID[c.ID] = c
 	}
+	d.findFaults(children)
 	for _, g := range want.Gpulets {
-		if _, ok := d.byID[g.ID]; !ok {
+		switch _, known := d.byID[g.ID]; {
+		case known:
+		case d.unusable[g.GPU]:
+			d.do(Action{Verb: Wait, ID: g.ID, Until: now.Add(lim.Silence), Reason: waitsForGPU})
+		default:
 			d.do(Action{Verb: Start, ID: g.ID, Gpulet: g, Reason: "new in the plan"})
 		}
 	}
@@ -111,7 +122,30 @@ type decision struct {
 	wanted  map[string]plan.Gpulet
 	byID    map[string]Child
 	actions []Action
+
+	faults   map[int]time.Time // by GPU: the last one known
+	unusable map[int]bool      // by GPU: processes from before the fault have yet to end
 }
+
+const waitsForGPU = "its GPU failed, and other gpu-lets on it have yet to end"
+
+// findFaults notes which GPUs failed under processes that still run.
+func (d *decision) findFaults(children []Child) {
+	d.faults, d.unusable = map[int]time.Time{}, map[int]bool{}
+	for _, c := range children {
+		if c.FaultedAt.After(d.faults[c.GPU]) {
+			d.faults[c.GPU] = c.FaultedAt
+		}
+	}
+	for _, c := range children {
+		if c.ExitedAt.IsZero() && d.broken(c) {
+			d.unusable[c.GPU] = true
+		}
+	}
+}
+
+// broken reports whether the child ran when its GPU failed.
+func (d *decision) broken(c Child) bool { return c.StartedAt.Before(d.faults[c.GPU]) }
 
 func (d *decision) do(a Action) { d.actions = append(d.actions, a) }
 
@@ -150,6 +184,8 @@ func (d *decision) child(c Child, settled bool) {
 		d.exited(c)
 	case !c.KilledAt.IsZero():
 		// It will exit.
+	case d.broken(c):
+		d.do(Action{Verb: Kill, ID: c.ID, Reason: "its GPU failed"})
 	case !c.DrainedAt.IsZero():
 		d.draining(c)
 	case d.now.Sub(c.Heard) >= d.lim.Silence:
@@ -198,6 +234,10 @@ func (d *decision) exited(c Child) {
 		d.wait(c, again, "backing off after a crash")
 		return
 	}
+	if d.unusable[g.GPU] {
+		d.wait(c, d.now.Add(d.lim.Silence), waitsForGPU)
+		return
+	}
 	d.do(Action{Verb: Start, ID: c.ID, Gpulet: g, Reason: "exited"})
 }
 
@@ -221,6 +261,12 @@ func (l Limits) backoff(crashes int) time.Duration {
 		wait *= 2
 	}
 	return min(wait, l.BackoffMax)
+}
+
+// Fault notes that the process ended because its device failed.
+func (c *Child) Fault(now time.Time, lim Limits) {
+	c.Exit(now, lim)
+	c.FaultedAt = now
 }
 
 // Exit notes that the process ended. Only an exit that nobody asked for is a crash.

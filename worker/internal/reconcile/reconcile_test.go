@@ -26,11 +26,12 @@ var (
 // TestCases runs testdata/*.txt: blocks of commands, a line "----" and the actions they lead to.
 // Actions are carried out on the children as an agent would.
 //
-//	plan REV ID=model,model ...    the plan's gpu-lets (share 50; ID@20=... has share 20)
+//	plan REV ID=model,model ...    the plan's gpu-lets (share 50; ID@20=... has share 20; ID@20/1=... is on GPU 1)
 //	at 3s                          sets the clock
 //	ready ID... | failed ID...     the child reports so, serving what it was last told
 //	alive ID...                    the child repeats its last report
 //	exit ID...                     the process ends
+//	fault ID...                    the process ends because its device failed
 //	next                           prints and does what is decided
 func TestCases(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -93,7 +94,7 @@ func (h *host) run(t *testing.T, out *strings.Builder, cmd string, args []string
 		h.now = epoch.Add(d)
 	case "plan":
 		h.plan(t, args)
-	case "ready", "failed", "alive", "exit":
+	case "ready", "failed", "alive", "exit", "fault":
 		for _, id := range args {
 			i := h.index(id)
 			if i < 0 {
@@ -123,7 +124,13 @@ func (h *host) plan(t *testing.T, args []string) {
 	for _, arg := range args[1:] {
 		place, models, _ := strings.Cut(arg, "=")
 		id, share, ok := strings.Cut(place, "@")
+		share, gpu, elsewhere := strings.Cut(share, "/")
 		g := plan.Gpulet{ID: id, Share: 50}
+		if elsewhere {
+			if g.GPU, err = strconv.Atoi(gpu); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if ok {
 			if g.Share, err = strconv.Atoi(share); err != nil {
 				t.Fatal(err)
@@ -146,6 +153,8 @@ func (h *host) event(what string, c *reconcile.Child) {
 		c.Hear(h.now, c.State, c.Revision)
 	case "exit":
 		c.Exit(h.now, h.lim)
+	case "fault":
+		c.Fault(h.now, h.lim)
 	}
 }
 
@@ -164,7 +173,7 @@ func (h *host) do(a reconcile.Action) {
 			h.children = slices.Delete(h.children, i, i+1)
 		}
 		h.children = append(h.children, reconcile.Child{
-			ID: a.ID, GPU: a.Gpulet.GPU, Share: a.Gpulet.Share, State: plan.Starting, Heard: h.now,
+			ID: a.ID, GPU: a.Gpulet.GPU, Share: a.Gpulet.Share, State: plan.Starting, StartedAt: h.now, Heard: h.now,
 			Assigned: h.want.Revision, Models: a.Gpulet.Models, Crashes: crashes,
 		})
 	case reconcile.Assign:
@@ -210,7 +219,7 @@ func TestReachesThePlan(t *testing.T) {
 				if len(h.children) > 0 {
 					i := rapid.IntRange(0, len(h.children)-1).Draw(t, "child")
 					if h.children[i].ExitedAt.IsZero() {
-						h.event(rapid.SampledFrom([]string{"ready", "failed", "alive", "exit"}).Draw(t, "event"), &h.children[i])
+						h.event(rapid.SampledFrom([]string{"ready", "failed", "alive", "exit", "fault"}).Draw(t, "event"), &h.children[i])
 					}
 				}
 			},
