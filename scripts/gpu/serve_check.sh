@@ -39,8 +39,9 @@ start() { # start NAME COMMAND...
 }
 finish() {
   trap - EXIT
-  kill -INT "${pids[@]}" 2>/dev/null || true
-  wait "${pids[@]}" 2>/dev/null || true
+  for ((i = ${#pids[@]} - 1; i >= 0; i--)); do # the frontend, which has the bus, last
+    kill -INT "${pids[i]}" 2>/dev/null && wait "${pids[i]}" || true
+  done
 }
 trap finish EXIT
 export GPULET_STATE_DIR=$state GPULET_NATS_URL=nats://127.0.0.1:4622 GPULET_MODELS=$models

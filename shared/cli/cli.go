@@ -58,6 +58,13 @@ func Run(ctx context.Context, root *cobra.Command, args []string, stdout, stderr
 	if err == nil {
 		return ExitOK
 	}
+	var coded *codedError
+	if errors.As(err, &coded) {
+		if coded.err != nil {
+			fmt.Fprintf(stderr, "gpulet %s: %v\n", root.Name(), err)
+		}
+		return coded.code
+	}
 	fmt.Fprintf(stderr, "gpulet %s: %v\n", root.Name(), err)
 	if !isUsage(err) {
 		return ExitFailed
@@ -126,6 +133,25 @@ func (e *usageError) Unwrap() error { return e.err }
 func Usagef(format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...)}
 }
+
+// codedError is an error with an exit code of its own.
+type codedError struct {
+	code int
+	err  error // nil: it has been told already
+}
+
+func (e *codedError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *codedError) Unwrap() error { return e.err }
+
+// WithCode returns an error that makes the program exit with code. A nil err is not printed: what
+// went wrong has been told already.
+func WithCode(code int, err error) error { return &codedError{code, err} }
 
 func asUsage(err error) error {
 	if err == nil || isUsage(err) {

@@ -166,6 +166,19 @@ func TestHelpShowsExamplesAndVariables(t *testing.T) {
 	}
 }
 
+func TestAnErrorMayHaveItsOwnExitCode(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want string
+	}{{errors.New("the device failed"), "gpulet program: the device failed\n"}, {nil, ""}} {
+		root := &cobra.Command{Use: "program", RunE: func(*cobra.Command, []string) error { return cli.WithCode(3, c.err) }}
+		var stdout, stderr bytes.Buffer
+		if code := cli.Run(t.Context(), root, nil, &stdout, &stderr); code != 3 || stderr.String() != c.want {
+			t.Errorf("code %d, %q: expected 3 and %q", code, stderr.String(), c.want)
+		}
+	}
+}
+
 func TestUsagef(t *testing.T) {
 	cause := errors.New("cause")
 	root := &cobra.Command{Use: "p", RunE: func(*cobra.Command, []string) error {

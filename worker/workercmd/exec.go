@@ -135,11 +135,10 @@ func runExec(cmd *cobra.Command, config execConfig, args execArgs, asJSON bool) 
 		return err
 	}
 	report := execReport{Model: m.Name, Batch: args.run.Batch, Share: args.share}
-	leave, err := restrict(cmd, config, args.share, &report)
-	if err != nil {
+	done, err := restrict(cmd, config, args.share, &report)
+	if done || err != nil {
 		return err
 	}
-	defer leave()
 	eng, err := openForExec(config, &report)
 	if err != nil {
 		return err
@@ -180,21 +179,25 @@ func findModel(repository, name string) (model.Model, error) {
 }
 
 // restrict keeps the process to its share of the device, which must come before the engine's library
-// is opened. leave gives back what that took.
-func restrict(cmd *cobra.Command, config execConfig, share int, report *execReport) (leave func(), err error) {
+// is opened. done: a process of its own has run the model instead, as an MPS client.
+func restrict(cmd *cobra.Command, config execConfig, share int, report *execReport) (done bool, err error) {
 	if config.Device == "cpu" || config.Engine == engine.Reference || config.Device == "auto" && !hasGPU() {
 		report.Device = "cpu"
-		return func() {}, restrictCores(share, report)
+		return false, restrictCores(share, report)
 	}
 	report.Device = "cuda:0" // the only GPU that the process is going to see
+	if isMPSClient() {
+		return false, nil
+	}
 	gpu, err := findGPU(config.Device)
 	if err != nil {
-		return nil, err
+		return false, err
 	}
 	if share == 100 {
-		return func() {}, os.Setenv("CUDA_VISIBLE_DEVICES", gpu.UUID)
+		return false, os.Setenv("CUDA_VISIBLE_DEVICES", gpu.UUID)
 	}
-	return joinMPS(cmd.Context(), config.MPS, gpu.UUID, share, telemetry.NewLogger(telemetry.Config{LogLevel: "warn"}, cmd.ErrOrStderr(), "exec"))
+	log := telemetry.NewLogger(telemetry.Config{LogLevel: "warn"}, cmd.ErrOrStderr(), "exec")
+	return true, runAsMPSClient(cmd, config.MPS.daemon(gpu.UUID, log), share)
 }
 
 func restrictCores(share int, report *execReport) error {

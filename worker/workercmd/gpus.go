@@ -7,13 +7,16 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/spf13/cobra"
+
+	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/worker/internal/agent"
 	"github.com/gpulet/gpulet/worker/internal/device"
 	"github.com/gpulet/gpulet/worker/internal/mps"
@@ -152,24 +155,35 @@ func (g *gpus) stop(ctx context.Context) {
 	stopping.Wait()
 }
 
-// joinMPS makes this process a client of the GPU's MPS daemon with a share, which must come before
-// the engine's library is opened. leave ends the daemon if it was started for this.
-func joinMPS(ctx context.Context, cfg mpsConfig, uuid string, share int, log *slog.Logger) (leave func(), err error) {
-	d, err := mps.Start(ctx, cfg.daemon(uuid, log))
+// isMPSClient reports whether whoever started this process has given it a share of a GPU.
+func isMPSClient() bool { return os.Getenv(mps.ShareVariable) != "" }
+
+// runAsMPSClient runs this very command again in a process that has a share of the GPU: a process
+// cannot end the daemon whose client it is.
+func runAsMPSClient(cmd *cobra.Command, cfg mps.Config, share int) error {
+	d, err := mps.Start(cmd.Context(), cfg)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for _, setting := range d.Env(mps.Limits{Share: share}) {
-		name, value, _ := strings.Cut(setting, "=")
-		if err := os.Setenv(name, value); err != nil {
-			return nil, err
-		}
-	}
-	return func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		if err := d.Stop(ctx); err != nil {
-			log.Warn("MPS daemon not ended", "error", err)
+			cfg.Log.Warn("MPS daemon not ended", "error", err)
 		}
-	}, nil
+	}()
+	program, err := self()
+	if err != nil {
+		return err
+	}
+	again := exec.CommandContext(cmd.Context(), program, os.Args[1:]...)
+	again.Env = append(os.Environ(), d.Env(mps.Limits{Share: share})...)
+	again.Stdout, again.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+	var exit *exec.ExitError
+	if err := again.Run(); errors.As(err, &exit) && exit.ExitCode() > 0 {
+		return cli.WithCode(exit.ExitCode(), nil) // it has said why
+	} else if err != nil {
+		return err
+	}
+	return nil
 }

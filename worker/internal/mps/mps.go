@@ -28,6 +28,9 @@ import (
 // DefaultBinary is the control program, which comes with the driver.
 const DefaultBinary = "nvidia-cuda-mps-control"
 
+// ShareVariable is the variable of a client's environment that holds its share.
+const ShareVariable = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
+
 // SystemPipeDir is where CUDA looks for a daemon when no variable says otherwise.
 const SystemPipeDir = "/tmp/nvidia-mps"
 
@@ -150,7 +153,7 @@ func (d *Daemon) Env(l Limits) []string {
 		"CUDA_MPS_LOG_DIRECTORY=" + d.logs,
 	}
 	if l.Share > 0 {
-		env = append(env, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE="+strconv.Itoa(l.Share))
+		env = append(env, ShareVariable+"="+strconv.Itoa(l.Share))
 	}
 	if l.PinnedBytes > 0 {
 		const mib = 1 << 20
