@@ -23,11 +23,12 @@ import (
 type explainConfig struct {
 	Online   onlineConfig
 	Steer    steerConfig
+	Way      wayConfig
 	Profiles string `env:"PROFILES" envDefault:"profiles" usage:"folder of shipped profiles, as planner run has it"`
 }
 
 // Validate names the first setting that is out of range.
-func (c *explainConfig) Validate() error { return c.Steer.Validate() }
+func (c *explainConfig) Validate() error { return errors.Join(c.Steer.Validate(), c.Way.validate()) }
 
 func newExplainCommand() *cobra.Command {
 	cfg := &explainConfig{}
@@ -119,7 +120,7 @@ func explain(ctx context.Context, b *bus.Bus, cfg *explainConfig, only []string)
 	for _, d := range report {
 		needs[d.Model] = d.NeedRPS
 	}
-	e := epoch.Explain(cfg.Steer.decide(), s, needs)
+	e := epoch.Explain(cfg.Way.reserve(cfg.Steer.decide()), s, needs)
 	for _, p := range problems {
 		e.Problems = append(e.Problems, p.Error())
 	}

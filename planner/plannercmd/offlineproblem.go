@@ -27,13 +27,17 @@ type problemConfig struct {
 	SLOs         string  `env:"SLOS" usage:"SLOs that differ from the repository's, model=duration,..."`
 	Interference bool    `env:"INTERFERENCE" envDefault:"true" usage:"plan for the slowdown by neighbours on a GPU"`
 	Buffer       float64 `env:"BUFFER" envDefault:"1" usage:"factor on every predicted latency, at least 1"`
-	Steps        int     `env:"STEPS" envDefault:"0" usage:"budget of the search in candidate cuts; 0: by default, -1: the first plan found"`
+	// Reserve is what planner run keeps of every SLO for the way through the queue.
+	Reserve time.Duration `env:"RESERVE" envDefault:"0" usage:"part of every SLO kept for what happens outside the engine"`
+	Steps   int           `env:"STEPS" envDefault:"0" usage:"budget of the search in candidate cuts; 0: by default, -1: the first plan found"`
 }
 
 func (c *problemConfig) validate() error {
 	switch {
 	case !(c.Buffer >= 1) || c.Buffer > 100:
 		return fmt.Errorf("--buffer: found %v: expected 1..100", c.Buffer)
+	case c.Reserve < 0:
+		return fmt.Errorf("--reserve: found %v: expected 0 or more", c.Reserve)
 	case c.Steps < -1:
 		return fmt.Errorf("--steps: found %d: expected -1 or more", c.Steps)
 	}
@@ -82,7 +86,7 @@ func (c *problemConfig) load(repository string, names []string, w io.Writer) (*o
 		p.input.Interference = predict
 	}
 	for _, m := range models {
-		p.input.Models = append(p.input.Models, problem.Model{Name: m.Name, SLO: m.SLO, Weight: m.Weight, MaxBatch: m.MaxBatch})
+		p.input.Models = append(p.input.Models, problem.Model{Name: m.Name, SLO: problem.Net(m.SLO, c.Reserve), Weight: m.Weight, MaxBatch: m.MaxBatch})
 		if err := servable(set, gpus, m.Name, m.SLO, c.Buffer); err != nil {
 			return nil, leftOut(err, m.Name, gpus, problems)
 		}

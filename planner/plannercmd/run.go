@@ -20,6 +20,7 @@ type runConfig struct {
 	Bus       bus.Config
 	Telemetry telemetry.Config
 	Steer     steerConfig
+	Way       wayConfig
 	// Models is the repository of models to serve.
 	Models string `env:"MODELS" envDefault:"models" usage:"folder of the model repository"`
 	// Profiles holds shipped profiles; what agents measure comes over the bus.
@@ -34,7 +35,7 @@ type runConfig struct {
 
 // Validate names the first setting that is out of range.
 func (c *runConfig) Validate() error {
-	if err := errors.Join(c.Bus.Validate(), c.Telemetry.Validate(), c.Steer.Validate()); err != nil {
+	if err := errors.Join(c.Bus.Validate(), c.Telemetry.Validate(), c.Steer.Validate(), c.Way.validate()); err != nil {
 		return err
 	}
 	switch {
@@ -74,7 +75,7 @@ func run(cmd *cobra.Command, cfg *runConfig) error {
 	log := telemetry.NewLogger(cfg.Telemetry, cmd.ErrOrStderr(), "planner")
 	s := cfg.Steer
 	log.Info("starting", "models", cfg.Models, "profiles", cfg.Profiles, "epoch", s.Epoch, "algorithm", s.Algorithm,
-		"interference", s.Interference, "warm_rps", s.WarmRPS, "idle_after", s.IdleAfter, "hold", s.Hold, "violations", s.Violations)
+		"interference", s.Interference, "warm_rps", s.WarmRPS, "idle_after", s.IdleAfter, "hold", s.Hold, "violations", s.Violations, "reserve", cfg.Way.Reserve)
 	reg := telemetry.NewRegistry()
 	metrics := control.NewMetrics(reg)
 	server, err := telemetry.Serve(ctx, cfg.MetricsAddr, reg, log)
@@ -99,7 +100,7 @@ func run(cmd *cobra.Command, cfg *runConfig) error {
 	})
 	planner := control.New(control.Config{
 		Name: control.DefaultName(), Epoch: s.Epoch, Observe: cfg.Observe, MinGap: cfg.MinGap,
-		Decide: s.decide(), Models: cfg.Models, Profiles: cfg.Profiles, Interference: s.Interference,
+		Decide: cfg.Way.reserve(s.decide()), Models: cfg.Models, Profiles: cfg.Profiles, Interference: s.Interference,
 	}, b, metrics, log)
 	g := lifecycle.NewGroup(ctx)
 	g.Go("dead letters", b.BuryDead)

@@ -63,6 +63,25 @@ func (c steerConfig) demand() demand.Config {
 	return d
 }
 
+// wayConfig is what a running system needs beside the engine.
+type wayConfig struct {
+	// Reserve is kept of every SLO for the way through the queue, decoding and replying.
+	Reserve time.Duration `env:"RESERVE" envDefault:"1ms" usage:"part of every SLO kept for what happens outside the engine"`
+}
+
+func (c wayConfig) validate() error {
+	if c.Reserve < 0 {
+		return fmt.Errorf("reserve %v: must not be negative", c.Reserve)
+	}
+	return nil
+}
+
+// reserve is c with the reserve.
+func (w wayConfig) reserve(c epoch.Config) epoch.Config {
+	c.Reserve = w.Reserve
+	return c
+}
+
 // decide is the configuration of epoch.Decide; Validate has passed.
 func (c steerConfig) decide() epoch.Config {
 	algorithm, _ := pack.ByName(c.Algorithm)

@@ -51,7 +51,7 @@ func assemble(c Config, s State) assembly {
 		}
 		a.needs[m.Name] = c.need(m, s.Loads[m.Name])
 		a.in.Models = append(a.in.Models, problem.Model{
-			Name: m.Name, SLO: m.SLO, Weight: m.Weight, MaxBatch: m.MaxBatch,
+			Name: m.Name, SLO: problem.Net(m.SLO, c.Reserve), Weight: m.Weight, MaxBatch: m.MaxBatch,
 		})
 	}
 	sort.Slice(a.in.Models, func(i, j int) bool { return a.in.Models[i].Name < a.in.Models[j].Name })
@@ -76,7 +76,7 @@ func (c Config) need(m model.Model, l Load) float64 {
 	if perRequest <= 0 {
 		perRequest = 1
 	}
-	return max(c.WarmRPS, perRequest*c.Demand.Of(l.Estimate, m.SLO, l.Backlog).PlannedRPS())
+	return max(c.WarmRPS, perRequest*c.Demand.Of(l.Estimate, problem.Net(m.SLO, c.Reserve), l.Backlog).PlannedRPS())
 }
 
 // devices lists the GPUs of all hosts in order.

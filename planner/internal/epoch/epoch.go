@@ -39,6 +39,8 @@ type Config struct {
 	Options       pack.Options
 	// Buffer multiplies every predicted latency; 0 means 1.
 	Buffer float64
+	// Reserve is the part of every SLO that is spent outside the engine.
+	Reserve time.Duration
 	// ContextBytes is the least device memory of a gpu-let beside its models, whatever State says.
 	ContextBytes int64
 	Demand       demand.Config

@@ -47,7 +47,8 @@ type GPU struct {
 // Model is what has to be served of one model.
 type Model struct {
 	Name string
-	// SLO bounds the time from a request's arrival to its answer.
+	// SLO bounds the time from a request's arrival at a gpu-let's queue to its result: what is left
+	// of the time to its answer. See Net.
 	SLO time.Duration
 	// Rate is in samples per second, margins included. A model with rate 0 is not placed.
 	Rate float64
@@ -56,6 +57,10 @@ type Model struct {
 	// MaxBatch bounds the planned batch; 0 means the largest that the profile knows.
 	MaxBatch int
 }
+
+// Net is what is left of an SLO for queueing and running when reserve is spent elsewhere, but never
+// less than half of it.
+func Net(slo, reserve time.Duration) time.Duration { return max(slo-reserve, slo/2) }
 
 // Profiles finds the profile of a model on a GPU type. *profile.Set is one.
 type Profiles interface {
