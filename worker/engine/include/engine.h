@@ -16,8 +16,9 @@
  * call. Whatever an engine hands out belongs to the engine until the matching free function.
  *
  * Threads. Functions may be called from any thread. Per model, calls are serialised by the
- * engine; different models run at the same time. LibTorch keeps one team of worker threads for
- * every thread that runs models, so a model is best run by one thread all its life.
+ * engine, but for stage, which waits for nothing that runs; different models run at the same time.
+ * LibTorch keeps one team of worker threads for every thread that runs models, so a model is best
+ * run by one thread all its life.
  */
 #ifndef GPULET_ENGINE_H
 #define GPULET_ENGINE_H
@@ -64,6 +65,7 @@ enum {
   GLE_OPTIMIZE = 1 << 1,      /* freeze, then LibTorch's optimize_for_inference */
   GLE_CHANNELS_LAST = 1 << 2, /* keep 4-d weights and inputs in NHWC order */
   GLE_PAD = 1 << 3,           /* pad to prepared batches even where no graph was captured */
+  GLE_EAGER = 1 << 4,         /* capture no graphs: to measure what they bring */
 };
 
 /* gle_api.features */
@@ -162,6 +164,8 @@ typedef struct gle_result {
 } gle_result;
 
 typedef struct gle_model gle_model; /* opaque */
+typedef struct gle_staged
+    gle_staged; /* opaque: the inputs of a batch, on their way to the device */
 
 typedef struct gle_api {
   uint32_t size;        /* sizeof(gle_api) when the engine was built */
@@ -204,6 +208,23 @@ typedef struct gle_api {
 
   /* Frees a result, on any thread, also after its model was unloaded. NULL is ignored. */
   void (*result_free)(gle_result*);
+
+  /* The functions below were added later: an engine whose table ends here has none of them. */
+
+  /* Gathers a batch and starts copying it to the device, beside whatever the model runs now, so
+   * that run_staged finds it there. Any number may be staged. The memory of the inputs' segments
+   * must stay as it is until run_staged has returned or the batch is freed. On GLE_OK *staged is
+   * the caller's until staged_free. */
+  int (*stage)(gle_model*, const gle_input* inputs, int32_t n_inputs, gle_staged** staged,
+               char* err, size_t err_cap);
+
+  /* Runs a staged batch, once, as run does; batches may be run in any order. The batch must be of
+   * this model. */
+  int (*run_staged)(gle_model*, gle_staged*, gle_result** result, char* err, size_t err_cap);
+
+  /* Frees a staged batch, run or not, on any thread, also after its model was unloaded. It must
+   * not be running. NULL is ignored. */
+  void (*staged_free)(gle_staged*);
 } gle_api;
 
 typedef const gle_api* (*gle_get_api_fn)(uint32_t abi_version);

@@ -11,6 +11,11 @@
  *   limit  IN VALUE                     a batch with an element above VALUE fails (GLE_ERUN)
  *   batch  N                            only batches of exactly N run, as in an archive that was
  *                                       traced with its batch size baked in
+ *   memory N                            batches of more than N samples fail (GLE_EOOM)
+ *   eager  N                            batches of exactly N cannot be captured (prepare returns
+ *                                       GLE_EUNSUPPORTED); they run all the same
+ *   fault  IN VALUE                     a batch with an element above VALUE breaks the device: it
+ *                                       and every later call of the process fail (GLE_EDEVICE)
  *
  * Arithmetic is in double; FP16 and BF16 can be copied but not computed with.
  */
@@ -20,6 +25,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,6 +73,10 @@ struct gle_model {
   limit_def limits[MAX_LIMITS];
   int64_t prepared[MAX_PREPARED]; /* batch sizes, ascending */
   int64_t fixed_batch;            /* 0: any */
+  int64_t most;                   /* samples that there is memory for; 0: any */
+  int64_t uncapturable;           /* batch; 0: none */
+  int n_faults;
+  limit_def faults[MAX_LIMITS];
   bool pad;
 };
 
@@ -84,6 +94,17 @@ typedef struct {
   gle_result public;
   gle_output views[MAX_TENSORS];
 } result;
+
+struct gle_staged {
+  const gle_model* of;
+  int n_values;
+  value values[MAX_TENSORS]; /* not preprocessed */
+  int64_t samples, batch;
+  atomic_bool ran;
+};
+
+/* Set for good by a model's fault, as a GPU's context is lost for good. */
+static atomic_bool device_failed;
 
 /* ---- errors ---------------------------------------------------------------------------- */
 
@@ -322,23 +343,28 @@ static int parse_output(parser* p, gle_model* m, op kind) {
   return GLE_OK;
 }
 
-static int parse_limit(parser* p, gle_model* m) {
-  if (p->n != 3) return BAD(p, "%d words: expected: limit INPUT VALUE", p->n);
-  if (m->n_limits == MAX_LIMITS) return BAD(p, "more than %d limits", MAX_LIMITS);
-  limit_def* limit = &m->limits[m->n_limits];
+/* limit and fault: a value that no element of an input may exceed. */
+static int parse_limit(parser* p, const gle_model* m, limit_def* limits, int* n) {
+  const char* word = p->tokens[0];
+  if (p->n != 3) return BAD(p, "%d words: expected: %s INPUT VALUE", p->n, word);
+  if (*n == MAX_LIMITS) return BAD(p, "more than %d of %s", MAX_LIMITS, word);
+  limit_def* limit = &limits[*n];
   int status = read_operand(p, m, &limit->input, p->tokens[1]);
   if (status == GLE_OK) status = read_number(p, &limit->value, p->tokens[2]);
-  if (status == GLE_OK) m->n_limits++;
+  if (status == GLE_OK) ++*n;
   return status;
 }
 
-static int parse_batch(parser* p, gle_model* m) {
+/* batch, memory and eager: a number of samples. */
+static int parse_samples(parser* p, int64_t* samples) {
   double n = 0;
-  if (p->n != 2) return BAD(p, "%d words: expected: batch N", p->n);
+  if (p->n != 2) return BAD(p, "%d words: expected: %s N", p->n, p->tokens[0]);
   const int status = read_number(p, &n, p->tokens[1]);
   if (status != GLE_OK) return status;
-  if (!(n >= 1 && n <= 65536)) return BAD(p, "batch %s: expected 1..65536", p->tokens[1]);
-  m->fixed_batch = (int64_t)n;
+  if (!(n >= 1 && n <= 65536)) {
+    return BAD(p, "%s %s: expected 1..65536", p->tokens[0], p->tokens[1]);
+  }
+  *samples = (int64_t)n;
   return GLE_OK;
 }
 
@@ -348,9 +374,14 @@ static int parse_statement(parser* p, gle_model* m) {
   if (strcmp(word, "affine") == 0) return parse_output(p, m, OP_AFFINE);
   if (strcmp(word, "rowsum") == 0) return parse_output(p, m, OP_ROWSUM);
   if (strcmp(word, "copy") == 0) return parse_output(p, m, OP_COPY);
-  if (strcmp(word, "limit") == 0) return parse_limit(p, m);
-  if (strcmp(word, "batch") == 0) return parse_batch(p, m);
-  return BAD(p, "\"%.40s\": expected input, affine, rowsum, copy, limit or batch", word);
+  if (strcmp(word, "limit") == 0) return parse_limit(p, m, m->limits, &m->n_limits);
+  if (strcmp(word, "fault") == 0) return parse_limit(p, m, m->faults, &m->n_faults);
+  if (strcmp(word, "batch") == 0) return parse_samples(p, &m->fixed_batch);
+  if (strcmp(word, "memory") == 0) return parse_samples(p, &m->most);
+  if (strcmp(word, "eager") == 0) return parse_samples(p, &m->uncapturable);
+  return BAD(
+      p, "\"%.40s\": expected input, affine, rowsum, copy, limit, fault, batch, memory or eager",
+      word);
 }
 
 static int parse_file(parser* p, FILE* f, gle_model* m) {
@@ -546,15 +577,29 @@ static void release(value* values, int n) {
 
 /* ---- running --------------------------------------------------------------------------- */
 
+/* The largest element of v. */
+static double largest(const value* v) {
+  double most = -INFINITY;
+  for (int64_t i = 0; i < v->count; i++) most = fmax(most, get(v->dtype, v->data, i));
+  return most;
+}
+
+static int check_device_works(errbuf err) {
+  if (!device_failed) return GLE_OK;
+  return fail(err, GLE_EDEVICE, "the device has failed");
+}
+
 static int check_limits(const gle_model* m, const value* values, errbuf err) {
+  for (int f = 0; f < m->n_faults; f++) {
+    if (largest(&values[m->faults[f].input]) > m->faults[f].value) device_failed = true;
+  }
+  const int status = check_device_works(err);
+  if (status != GLE_OK) return status;
   for (int l = 0; l < m->n_limits; l++) {
-    const value* v = &values[m->limits[l].input];
-    for (int64_t i = 0; i < v->count; i++) {
-      const double x = get(v->dtype, v->data, i);
-      if (x > m->limits[l].value) {
-        return fail(err, GLE_ERUN, "input \"%s\" is %g: the model's limit is %g",
-                    m->inputs[m->limits[l].input].name, x, m->limits[l].value);
-      }
+    const double x = largest(&values[m->limits[l].input]);
+    if (x > m->limits[l].value) {
+      return fail(err, GLE_ERUN, "input \"%s\" is %g: the model's limit is %g",
+                  m->inputs[m->limits[l].input].name, x, m->limits[l].value);
     }
   }
   return GLE_OK;
@@ -660,22 +705,46 @@ static int check_call(const gle_model* m, const gle_input* inputs, int32_t n_inp
   return GLE_OK;
 }
 
-static int execute(gle_model* m, const gle_input* inputs, int64_t batch, gle_result** out,
-                   errbuf err) {
-  value values[MAX_TENSORS] = {0};
+/* Gathers a batch of `batch` samples into values, which the caller releases. */
+static int gather_all(const gle_model* m, const gle_input* inputs, int64_t batch, value* values,
+                      errbuf err) {
   int status = GLE_OK;
+  for (int i = 0; i < m->n_inputs && status == GLE_OK; i++) {
+    status = gather(&inputs[i], i, batch, &values[i], err);
+  }
+  return status;
+}
+
+/* Runs a gathered batch of `samples`, padded to `batch`. */
+static int compute_all(const gle_model* m, value* values, int64_t samples, int64_t batch,
+                       gle_result** out, errbuf err) {
+  int status = check_device_works(err);
+  if (status != GLE_OK) return status;
   if (m->fixed_batch > 0 && batch != m->fixed_batch) {
     return fail(err, GLE_ERUN, "batch of %lld: the model runs batches of exactly %lld",
                 (long long)batch, (long long)m->fixed_batch);
   }
+  if (m->most > 0 && batch > m->most) {
+    return fail(err, GLE_EOOM, "out of memory: batch of %lld: there is memory for %lld",
+                (long long)batch, (long long)m->most);
+  }
   for (int i = 0; i < m->n_inputs && status == GLE_OK; i++) {
-    status = gather(&inputs[i], i, batch, &values[i], err);
-    if (status == GLE_OK) status = preprocess(&m->inputs[i], i, &values[i], err);
+    status = preprocess(&m->inputs[i], i, &values[i], err);
   }
   if (status == GLE_OK) status = check_limits(m, values, err);
+  return status == GLE_OK ? make_result(m, values, samples, out, err) : status;
+}
+
+static int64_t samples_of(const gle_input* inputs, int32_t n_inputs) {
+  return n_inputs > 0 ? inputs[0].shape[0] : 1;
+}
+
+static int execute(gle_model* m, const gle_input* inputs, int32_t n_inputs, int64_t batch,
+                   gle_result** out, errbuf err) {
+  value values[MAX_TENSORS] = {0};
+  int status = gather_all(m, inputs, batch, values, err);
   if (status == GLE_OK) {
-    const int64_t samples = m->n_inputs > 0 ? inputs[0].shape[0] : 1;
-    status = make_result(m, values, samples, out, err);
+    status = compute_all(m, values, samples_of(inputs, n_inputs), batch, out, err);
   }
   release(values, m->n_inputs);
   return status;
@@ -686,7 +755,44 @@ static int run(gle_model* m, const gle_input* inputs, int32_t n_inputs, gle_resu
   const errbuf err = {text, cap};
   const int status = check_call(m, inputs, n_inputs, err);
   if (status != GLE_OK) return status;
-  return execute(m, inputs, padded(m, n_inputs > 0 ? inputs[0].shape[0] : 1), out, err);
+  return execute(m, inputs, n_inputs, padded(m, samples_of(inputs, n_inputs)), out, err);
+}
+
+static void staged_free(gle_staged* staged) {
+  if (staged == NULL) return;
+  release(staged->values, staged->n_values);
+  free(staged);
+}
+
+static int stage(gle_model* m, const gle_input* inputs, int32_t n_inputs, gle_staged** out,
+                 char* text, size_t cap) {
+  const errbuf err = {text, cap};
+  int status = check_call(m, inputs, n_inputs, err);
+  if (status != GLE_OK) return status;
+  gle_staged* staged = calloc(1, sizeof *staged);
+  if (staged == NULL) return fail(err, GLE_EOOM, "out of memory");
+  staged->of = m;
+  staged->n_values = m->n_inputs;
+  staged->samples = samples_of(inputs, n_inputs);
+  staged->batch = padded(m, staged->samples);
+  status = gather_all(m, inputs, staged->batch, staged->values, err);
+  if (status != GLE_OK) {
+    staged_free(staged);
+    return status;
+  }
+  *out = staged;
+  return GLE_OK;
+}
+
+static int run_staged(gle_model* m, gle_staged* staged, gle_result** out, char* text, size_t cap) {
+  const errbuf err = {text, cap};
+  if (m == NULL || staged == NULL || staged->of != m) {
+    return fail(err, GLE_EINVAL, "the batch was staged for another model");
+  }
+  if (atomic_exchange(&staged->ran, true)) {
+    return fail(err, GLE_EINVAL, "the staged batch was run already");
+  }
+  return compute_all(m, staged->values, staged->samples, staged->batch, out, err);
 }
 
 static int prepare(gle_model* m, const gle_input* inputs, int32_t n_inputs, char* text,
@@ -696,9 +802,12 @@ static int prepare(gle_model* m, const gle_input* inputs, int32_t n_inputs, char
   int status = check_call(m, inputs, n_inputs, err);
   if (status != GLE_OK || n_inputs == 0) return status;
   const int64_t batch = inputs[0].shape[0];
-  status = execute(m, inputs, batch, &r, err);
+  status = execute(m, inputs, n_inputs, batch, &r, err);
   result_free(r);
   if (status != GLE_OK) return status;
+  if (batch == m->uncapturable) {
+    return fail(err, GLE_EUNSUPPORTED, "capture: batches of %lld cannot be", (long long)batch);
+  }
   pthread_mutex_lock(&m->mu);
   int at = 0;
   while (at < m->n_prepared && m->prepared[at] < batch) at++;
@@ -751,8 +860,15 @@ static int model_info(gle_model* m, gle_model_info* info, char* text, size_t cap
   return GLE_OK;
 }
 
+/* A test builds the engine with the table that it had before stage was added. */
+#ifdef REF_WITHOUT_STAGE
+#define TABLE_SIZE offsetof(gle_api, stage)
+#else
+#define TABLE_SIZE sizeof(gle_api)
+#endif
+
 static const gle_api api = {
-    .size = sizeof(gle_api),
+    .size = TABLE_SIZE,
     .abi_version = GLE_ABI_VERSION,
     .engine = "ref",
     .version = "reference 1",
@@ -765,6 +881,11 @@ static const gle_api api = {
     .prepare = prepare,
     .run = run,
     .result_free = result_free,
+#ifndef REF_WITHOUT_STAGE
+    .stage = stage,
+    .run_staged = run_staged,
+    .staged_free = staged_free,
+#endif
 };
 
 const gle_api* gle_get_api(uint32_t abi_version) {

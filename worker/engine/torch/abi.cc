@@ -33,6 +33,15 @@ void clear(T* s) {
   s->size = size;
 }
 
+// Runs f as guard does. What a failure may have left in LibTorch's caches goes back to the device,
+// where other models of this process and of others can have it.
+template <class F>
+int guard_memory(gle_status otherwise, char* err, size_t err_cap, F&& f) noexcept {
+  const int status = guard(otherwise, err, err_cap, std::forward<F>(f));
+  if (status == GLE_EOOM) return_freed_memory();
+  return status;
+}
+
 void check_inputs(gle_model* model, const gle_input* inputs, int32_t n_inputs) {
   if (model == nullptr) throw Error(GLE_EINVAL, "no model");
   if (n_inputs < 0 || (n_inputs > 0 && inputs == nullptr)) {
@@ -63,7 +72,7 @@ int load_operators(const char* path, char* err, size_t err_cap) {
 }
 
 int load(const gle_load_options* options, gle_model** model, char* err, size_t err_cap) {
-  return guard(GLE_ELOAD, err, err_cap, [&] {
+  return guard_memory(GLE_ELOAD, err, err_cap, [&] {
     check_size(options, "gle_load_options");
     if (options->path == nullptr || model == nullptr) throw Error(GLE_EINVAL, "no path or model");
     if ((options->n_inputs > 0 && options->inputs == nullptr) ||
@@ -91,7 +100,7 @@ int model_info(gle_model* model, gle_model_info* info, char* err, size_t err_cap
 
 int prepare(gle_model* model, const gle_input* inputs, int32_t n_inputs, char* err,
             size_t err_cap) {
-  return guard(GLE_ERUN, err, err_cap, [&] {
+  return guard_memory(GLE_ERUN, err, err_cap, [&] {
     check_inputs(model, inputs, n_inputs);
     model->prepare(inputs, n_inputs);
   });
@@ -99,7 +108,7 @@ int prepare(gle_model* model, const gle_input* inputs, int32_t n_inputs, char* e
 
 int run(gle_model* model, const gle_input* inputs, int32_t n_inputs, gle_result** result, char* err,
         size_t err_cap) {
-  return guard(GLE_ERUN, err, err_cap, [&] {
+  return guard_memory(GLE_ERUN, err, err_cap, [&] {
     check_inputs(model, inputs, n_inputs);
     if (result == nullptr) throw Error(GLE_EINVAL, "no result");
     *result = model->run(inputs, n_inputs).release();
@@ -108,6 +117,29 @@ int run(gle_model* model, const gle_input* inputs, int32_t n_inputs, gle_result*
 
 void result_free(gle_result* result) {
   delete static_cast<Result*>(result);
+}
+
+int stage(gle_model* model, const gle_input* inputs, int32_t n_inputs, gle_staged** staged,
+          char* err, size_t err_cap) {
+  return guard_memory(GLE_ERUN, err, err_cap, [&] {
+    check_inputs(model, inputs, n_inputs);
+    if (staged == nullptr) throw Error(GLE_EINVAL, "no staged batch");
+    *staged = model->stage(inputs, n_inputs).release();
+  });
+}
+
+int run_staged(gle_model* model, gle_staged* staged, gle_result** result, char* err,
+               size_t err_cap) {
+  return guard_memory(GLE_ERUN, err, err_cap, [&] {
+    check_inputs(model, nullptr, 0);
+    if (staged == nullptr || result == nullptr)
+      throw Error(GLE_EINVAL, "no staged batch or result");
+    *result = model->run_staged(*staged).release();
+  });
+}
+
+void staged_free(gle_staged* staged) {
+  delete staged;
 }
 
 constexpr uint32_t features() {
@@ -137,6 +169,9 @@ constexpr gle_api kApi = {
     prepare,
     run,
     result_free,
+    stage,
+    run_staged,
+    staged_free,
 };
 
 }  // namespace

@@ -3,7 +3,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <vector>
 
 #include "errors.h"
 #ifdef GLE_CUDA
@@ -32,7 +36,39 @@ void fill_cpu_info(gle_device_info* info) {
   info->mem_free = static_cast<uint64_t>(sysconf(_SC_AVPHYS_PAGES) * page);
 }
 
+std::mutex capturing;
+std::atomic<bool> memory_owed{false};
+
+void empty_cache();
+
+// Returns memory if that is owed and nothing is captured: LibTorch keeps what it has while it
+// captures. Who captures calls this afterwards; a debt is noted before the mutex is tried, so one
+// of the two sees it.
+void settle() noexcept {
+  const std::unique_lock<std::mutex> lock(capturing, std::try_to_lock);
+  if (!lock || !memory_owed.exchange(false)) return;
+  try {
+    empty_cache();
+  } catch (const std::exception&) {
+    // The device has failed, which whoever uses it next is told.
+  }
+}
+
 }  // namespace
+
+CaptureScope::CaptureScope() {
+  capturing.lock();
+}
+
+CaptureScope::~CaptureScope() {
+  capturing.unlock();
+  settle();
+}
+
+void return_device_memory() noexcept {
+  memory_owed = true;
+  settle();
+}
 
 at::Device parse_device(const char* name) {
   const std::string text = name == nullptr ? "" : name;
@@ -84,8 +120,52 @@ int64_t reserved_bytes(at::Device device) {
   return c10::cuda::CUDACachingAllocator::getDeviceStats(device.index()).reserved_bytes[0].current;
 }
 
+namespace {
+
+void empty_cache() {
+  c10::cuda::CUDACachingAllocator::emptyCache();
+}
+
+// Streams that no model uses. They are used again, since cuBLAS keeps a workspace (32 MiB on an
+// H100) for every stream that it has seen, for good.
+class IdleStreams {
+ public:
+  c10::cuda::CUDAStream take(at::Device device) {
+    const std::lock_guard<std::mutex> lock(mu_);
+    auto& idle = idle_[device.index()];
+    if (!idle.empty()) {
+      const auto stream = idle.back();
+      idle.pop_back();
+      return stream;
+    }
+    const c10::cuda::CUDAGuard guard(device);
+    cudaStream_t stream = nullptr;
+    C10_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    return c10::cuda::getStreamFromExternal(stream, device.index());
+  }
+
+  void give(c10::cuda::CUDAStream stream) {
+    const std::lock_guard<std::mutex> lock(mu_);
+    idle_[stream.device_index()].push_back(stream);
+  }
+
+  static IdleStreams& all() {
+    static auto* const streams = new IdleStreams;  // never destroyed: CUDA may be gone before it
+    return *streams;
+  }
+
+ private:
+  std::mutex mu_;  // guards idle_
+  std::map<int, std::vector<c10::cuda::CUDAStream>> idle_;
+};
+
+}  // namespace
+
 struct Stream::Cuda {
   c10::cuda::CUDAStream stream;
+  ~Cuda() {
+    IdleStreams::all().give(stream);
+  }
 };
 
 struct Stream::Scope::Guard {
@@ -93,9 +173,7 @@ struct Stream::Scope::Guard {
 };
 
 Stream::Stream(at::Device device) {
-  if (!device.is_cuda()) return;
-  c10::cuda::CUDAGuard guard(device);
-  cuda_.reset(new Cuda{c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())});
+  if (device.is_cuda()) cuda_.reset(new Cuda{IdleStreams::all().take(device)});
 }
 
 void Stream::synchronize() {
@@ -104,6 +182,32 @@ void Stream::synchronize() {
 
 Stream::Scope::Scope(Stream& stream) {
   if (stream.cuda_) guard_.reset(new Guard{c10::cuda::CUDAStreamGuard(stream.cuda_->stream)});
+}
+
+struct Event::Cuda {
+  cudaEvent_t event = nullptr;
+  ~Cuda() {
+    (void)cudaEventDestroy(event);  // fails when the device has failed
+  }
+};
+
+Event::Event(at::Device device) {
+  if (!device.is_cuda()) return;
+  const c10::cuda::CUDAGuard guard(device);
+  cuda_ = std::make_unique<Cuda>();
+  C10_CUDA_CHECK(cudaEventCreateWithFlags(&cuda_->event, cudaEventDisableTiming));
+}
+
+void Event::record(Stream& stream) {
+  if (cuda_) C10_CUDA_CHECK(cudaEventRecord(cuda_->event, stream.cuda_->stream.stream()));
+}
+
+void Event::hold_back(Stream& stream) {
+  if (cuda_) C10_CUDA_CHECK(cudaStreamWaitEvent(stream.cuda_->stream.stream(), cuda_->event, 0));
+}
+
+void Event::synchronize() {
+  if (cuda_) C10_CUDA_CHECK(cudaEventSynchronize(cuda_->event));
 }
 
 #else  // a build for CPUs
@@ -116,8 +220,15 @@ int64_t reserved_bytes(at::Device) {
   return 0;
 }
 
+namespace {
+
+void empty_cache() {}
+
+}  // namespace
+
 struct Stream::Cuda {};
 struct Stream::Scope::Guard {};
+struct Event::Cuda {};
 
 Stream::Stream(at::Device) {}
 
@@ -125,9 +236,27 @@ void Stream::synchronize() {}
 
 Stream::Scope::Scope(Stream&) {}
 
+Event::Event(at::Device) {}
+
+void Event::record(Stream&) {}
+
+void Event::hold_back(Stream&) {}
+
+void Event::synchronize() {}
+
 #endif
 
 Stream::~Stream() = default;
 Stream::Scope::~Scope() = default;
+Event::~Event() = default;
+
+Stream& copy_stream(at::Device device) {
+  static std::mutex mu;
+  static auto* const streams = new std::map<int, std::unique_ptr<Stream>>;  // by device index
+  const std::lock_guard<std::mutex> lock(mu);
+  auto& stream = (*streams)[device.index()];
+  if (!stream) stream = std::make_unique<Stream>(device);
+  return *stream;
+}
 
 }  // namespace gle

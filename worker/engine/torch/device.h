@@ -21,7 +21,22 @@ void fill_device_info(at::Device device, gle_device_info* info);
 // Bytes that LibTorch holds of the device in this process; 0 on a CPU.
 int64_t reserved_bytes(at::Device device);
 
-// One model's stream on a device; nothing on a CPU.
+// Held while a graph is captured: one at a time, because LibTorch keeps global state about it.
+class CaptureScope {
+ public:
+  CaptureScope();
+  ~CaptureScope();
+  CaptureScope(const CaptureScope&) = delete;
+  CaptureScope& operator=(const CaptureScope&) = delete;
+};
+
+// Gives the device memory that LibTorch keeps for later back to the driver, or has it done at the
+// end of a capture that is under way.
+void return_device_memory() noexcept;
+
+// A stream on a device; nothing on a CPU. No other Stream is the same one while it lives: what
+// another model launched on a stream that is being captured would end up in the graph. (LibTorch's
+// own pool hands the same 32 streams out again and again.)
 class Stream {
  public:
   explicit Stream(at::Device device);
@@ -44,6 +59,33 @@ class Stream {
     struct Guard;
     std::unique_ptr<Guard> guard_;
   };
+
+ private:
+  friend class Event;
+  struct Cuda;
+  std::unique_ptr<Cuda> cuda_;
+};
+
+// The stream on which inputs travel to a device, the same for all models: a GPU has one engine for
+// copies in this direction, and few hardware queues for streams. It lives as long as the process.
+Stream& copy_stream(at::Device device);
+
+// A point in the work of a stream; nothing on a CPU.
+class Event {
+ public:
+  explicit Event(at::Device device);
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  // Marks all that was launched on the stream so far.
+  void record(Stream& stream);
+
+  // Holds back what is launched on the stream from now on; the caller does not wait.
+  void hold_back(Stream& stream);
+
+  // Blocks until what was marked is done.
+  void synchronize();
 
  private:
   struct Cuda;

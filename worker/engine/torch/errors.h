@@ -21,6 +21,9 @@ struct Error : std::runtime_error {
 // True for faults after which every later call on the device fails too.
 bool breaks_device(const std::string& message);
 
+// True for a lack of memory, of the host or the device.
+bool out_of_memory(const std::string& message);
+
 // Puts the cause first: TorchScript's interpreter writes it after a long trace.
 std::string cause_first(const std::string& message);
 

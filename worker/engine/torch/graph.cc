@@ -4,10 +4,10 @@
 #ifdef GLE_CUDA
 #include <ATen/ATen.h>
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 #include <torch/version.h>
-
-#include <mutex>
 #endif
 
 namespace gle {
@@ -31,8 +31,29 @@ namespace {
 // Runs until nothing is made lazily any more: library handles, autotuning, allocator blocks.
 constexpr int kWarmUps = 3;
 
-// One capture at a time in the process: LibTorch keeps global state about the one in progress.
-std::mutex capturing;
+// Sees whether the body can be captured at all, with a capture of our own that is thrown away.
+// After one of LibTorch's that failed, its allocator believes for good that it is capturing, and
+// never again gives memory back. The warm-up has left blocks for everything that the body needs.
+void rehearse(const Graph::Body& body, const std::vector<at::Tensor>& inputs) {
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
+  C10_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  std::string problem;
+  try {
+    body(inputs);
+  } catch (const std::exception& e) {
+    problem = e.what();
+  }
+  cudaGraph_t graph = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
+  if (graph != nullptr) (void)cudaGraphDestroy(graph);
+  (void)cudaGetLastError();  // else the next, innocent call would report it
+  if (problem.empty() && ended != cudaSuccess) {
+    problem = std::string("CUDA error: ") + cudaGetErrorString(ended);
+  }
+  if (!problem.empty()) {
+    throw Error(classify(problem, GLE_EUNSUPPORTED), "capture: " + cause_first(problem));
+  }
+}
 
 template <class Pool>
 void begin(at::cuda::CUDAGraph& graph, const Pool& pool) {
@@ -59,7 +80,8 @@ Graph::Graph(GraphPool& pool, Stream& stream, std::vector<at::Tensor> inputs, co
     : cuda_(std::make_unique<Cuda>()), inputs_(std::move(inputs)) {
   for (int i = 0; i < kWarmUps; i++) body(inputs_);
   stream.synchronize();
-  const std::lock_guard<std::mutex> lock(capturing);
+  const CaptureScope capturing;
+  rehearse(body, inputs_);
   try {
     begin(cuda_->graph, pool.cuda_->handle);
     outputs_ = body(inputs_);
@@ -71,8 +93,8 @@ Graph::Graph(GraphPool& pool, Stream& stream, std::vector<at::Tensor> inputs, co
   }
 }
 
-const NamedTensors& Graph::replay(const std::vector<at::Tensor>& host) {
-  for (size_t i = 0; i < inputs_.size(); i++) inputs_[i].copy_(host[i], /*non_blocking=*/true);
+const NamedTensors& Graph::replay(const std::vector<at::Tensor>& inputs) {
+  for (size_t i = 0; i < inputs_.size(); i++) inputs_[i].copy_(inputs[i], /*non_blocking=*/true);
   cuda_->graph.replay();
   return outputs_;
 }

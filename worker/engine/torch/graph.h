@@ -39,9 +39,9 @@ class Graph {
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
 
-  // Copies the host tensors in and launches. The outputs are overwritten by the next replay, and
-  // are there once the stream has been synchronised.
-  const NamedTensors& replay(const std::vector<at::Tensor>& host);
+  // Copies the inputs in, from the host or the device, and launches. The outputs are overwritten by
+  // the next replay, and are there once the stream has been synchronised.
+  const NamedTensors& replay(const std::vector<at::Tensor>& inputs);
 
  private:
   struct Cuda;

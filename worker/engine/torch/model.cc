@@ -4,6 +4,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include <chrono>
+#include <exception>
 
 #include "dtypes.h"
 #include "errors.h"
@@ -94,6 +95,7 @@ using gle::Error;
 gle_model::gle_model(const gle_load_options& o)
     : device_(gle::parse_device(o.device)),
       pad_always_(o.flags & GLE_PAD),
+      eager_(o.flags & GLE_EAGER),
       output_dtypes_(gle::output_types(o)),
       stream_(device_),
       pool_(device_),
@@ -109,6 +111,7 @@ gle_model::gle_model(const gle_load_options& o)
     stream_.synchronize();
   }
   gatherer_ = gle::Gatherer(device_.is_cuda(), archive_->writes_inputs());
+  staging_ = std::make_shared<gle::Staging>(device_, archive_->writes_inputs());
   device_bytes_ = gle::reserved_bytes(device_) - before;
 }
 
@@ -116,16 +119,30 @@ gle_model::Choice gle_model::choose(const gle_input* inputs, int32_t n_inputs) c
   Choice c;
   c.samples = gle::samples_of(inputs, n_inputs);
   c.padded = c.samples;
-  if (c.samples == 0 || prepared_.empty()) return c;
-  const auto kind = prepared_.find(gle::kind_of(inputs, n_inputs));
+  if (c.samples == 0) return c;
+  c.kind = gle::kind_of(inputs, n_inputs);
+  const std::lock_guard<std::mutex> lock(prepared_mu_);
+  const auto kind = prepared_.find(c.kind);
   if (kind == prepared_.end()) return c;
   for (auto it = kind->second.lower_bound(c.samples); it != kind->second.end(); ++it) {
     if (!it->second && !pad_always_) continue;
     c.padded = it->first;
-    c.graph = it->second.get();
     return c;
   }
   return c;
+}
+
+gle::Graph* gle_model::graph_of(const Choice& c) const {
+  const std::lock_guard<std::mutex> lock(prepared_mu_);
+  const auto kind = prepared_.find(c.kind);
+  if (kind == prepared_.end()) return nullptr;
+  const auto batch = kind->second.find(c.padded);
+  return batch == kind->second.end() ? nullptr : batch->second.get();
+}
+
+void gle_model::keep(const Choice& c, std::unique_ptr<gle::Graph> graph) {
+  const std::lock_guard<std::mutex> lock(prepared_mu_);
+  prepared_[c.kind][c.padded] = std::move(graph);
 }
 
 std::vector<at::Tensor> gle_model::gather(const gle_input* inputs, int32_t n_inputs,
@@ -135,10 +152,10 @@ std::vector<at::Tensor> gle_model::gather(const gle_input* inputs, int32_t n_inp
   return host;
 }
 
-std::vector<at::Tensor> gle_model::to_device(const std::vector<at::Tensor>& host) const {
-  if (!device_.is_cuda()) return host;
+std::vector<at::Tensor> gle_model::to_device(const std::vector<at::Tensor>& tensors) const {
+  if (!device_.is_cuda()) return tensors;
   std::vector<at::Tensor> on_device;
-  for (const auto& t : host) {
+  for (const auto& t : tensors) {
     on_device.push_back(t.to(device_, t.scalar_type(), /*non_blocking=*/true));
   }
   return on_device;
@@ -159,43 +176,101 @@ void gle_model::prepare(const gle_input* inputs, int32_t n_inputs) {
   Choice exact;
   exact.samples = exact.padded = gle::samples_of(inputs, n_inputs);
   if (exact.samples < 1) throw Error(GLE_EINVAL, "prepare: inputs without a batch dimension");
+  exact.kind = gle::kind_of(inputs, n_inputs);
   const auto host = gather(inputs, n_inputs, exact);
   forward(to_device(host));
   stream_.synchronize();
-  auto& slot = prepared_[gle::kind_of(inputs, n_inputs)][exact.samples];
-  if (device_.is_cuda()) capture(slot, host);
+  std::unique_ptr<gle::Graph> graph;
+  std::exception_ptr uncapturable;
+  if (device_.is_cuda()) {
+    // Both slots get buffers of this size now: page-locking memory takes milliseconds.
+    const auto running = stage_as(exact, inputs, n_inputs);
+    const auto next = stage_as(exact, inputs, n_inputs);
+    try {
+      if (!eager_) graph = capture(host);
+    } catch (const Error& e) {
+      if (e.status != GLE_EUNSUPPORTED) throw;
+      uncapturable = std::current_exception();
+    }
+  }
+  keep(exact, std::move(graph));
   device_bytes_ += gle::reserved_bytes(device_) - before;
+  if (uncapturable) std::rethrow_exception(uncapturable);
 }
 
-void gle_model::capture(std::unique_ptr<gle::Graph>& slot, const std::vector<at::Tensor>& host) {
-  slot.reset();
-  auto inputs = to_device(host);
+std::unique_ptr<gle::Graph> gle_model::capture(const std::vector<at::Tensor>& host) {
   const auto body = [this](const std::vector<at::Tensor>& in) { return forward(in); };
-  slot = std::make_unique<gle::Graph>(pool_, stream_, std::move(inputs), body);
+  return std::make_unique<gle::Graph>(pool_, stream_, to_device(host), body);
 }
 
 std::unique_ptr<gle::Result> gle_model::run(const gle_input* inputs, int32_t n_inputs) {
   const std::lock_guard<std::mutex> lock(mu_);
   const Entered entered(stream_);
-  const Choice choice = choose(inputs, n_inputs);
-  gle_timing timing{};
   gle::Stopwatch watch;
-
+  const Choice choice = choose(inputs, n_inputs);
   const auto host = gather(inputs, n_inputs, choice);
-  timing.gather_ns = watch.lap();
+  return execute(choice, host, watch.lap());
+}
 
-  const auto outputs = choice.graph ? choice.graph->replay(host) : forward(to_device(host));
-  timing.run_ns = watch.lap();
+std::unique_ptr<gle_staged> gle_model::stage(const gle_input* inputs, int32_t n_inputs) {
+  gle::enter_thread();
+  const c10::InferenceMode inference;
+  return stage_as(choose(inputs, n_inputs), inputs, n_inputs);
+}
 
-  gle::FetchOptions options;
-  options.samples = choice.samples;
-  options.padded = choice.padded;
-  options.dtypes = &output_dtypes_;
-  options.borrowed = &host;
-  auto result = gle::fetch(outputs, options, stream_);
-  timing.fetch_ns = watch.lap();
-  result->timing = timing;
-  return result;
+std::unique_ptr<gle_staged> gle_model::stage_as(const Choice& choice, const gle_input* inputs,
+                                                int32_t n_inputs) const {
+  gle::Stopwatch watch;
+  auto staged = std::make_unique<gle_staged>(staging_);
+  staged->inputs = staged->slot->bring(inputs, n_inputs, choice.padded);
+  staged->kind = choice.kind;
+  staged->samples = choice.samples;
+  staged->padded = choice.padded;
+  staged->gather_ns = watch.lap();
+  return staged;
+}
+
+std::unique_ptr<gle::Result> gle_model::run_staged(gle_staged& staged) {
+  if (staged.staging != staging_) throw Error(GLE_EINVAL, "the batch was staged for another model");
+  const std::lock_guard<std::mutex> lock(mu_);
+  if (staged.ran) throw Error(GLE_EINVAL, "the staged batch was run already");
+  staged.ran = true;
+  const Entered entered(stream_);
+  staged.slot->hold_back(stream_);
+  Choice choice;
+  choice.kind = staged.kind;
+  choice.samples = staged.samples;
+  choice.padded = staged.padded;
+  return execute(choice, staged.inputs, staged.gather_ns);
+}
+
+// Runs inputs that lie on the host or on the device.
+std::unique_ptr<gle::Result> gle_model::execute(const Choice& choice,
+                                                const std::vector<at::Tensor>& inputs,
+                                                uint64_t gather_ns) {
+  gle::Stopwatch watch;
+  gle_timing timing{};
+  timing.gather_ns = gather_ns;
+  try {
+    gle::Graph* const graph = graph_of(choice);
+    const auto outputs = graph ? graph->replay(inputs) : forward(to_device(inputs));
+    timing.run_ns = watch.lap();
+
+    gle::FetchOptions options;
+    options.samples = choice.samples;
+    options.padded = choice.padded;
+    options.dtypes = &output_dtypes_;
+    options.borrowed = &inputs;
+    auto result = gle::fetch(outputs, options, stream_);
+    timing.fetch_ns = watch.lap();
+    result->timing = timing;
+    return result;
+  } catch (...) {
+    // What was launched may still read the inputs. And if the device has failed, it says so here,
+    // whatever words the error came in.
+    stream_.synchronize();
+    throw;
+  }
 }
 
 void gle_model::info(gle_model_info* info) {
@@ -205,6 +280,7 @@ void gle_model::info(gle_model_info* info) {
       device_.is_cuda() ? device_bytes_ : archive_->weight_bytes() + gatherer_.buffer_bytes();
   info->device_bytes = static_cast<uint64_t>(used > 0 ? used : 0);
   info->copies_inputs = archive_->writes_inputs();
+  const std::lock_guard<std::mutex> prepared(prepared_mu_);
   for (const auto& kind : prepared_) {
     for (const auto& batch : kind.second) info->n_graphs += batch.second ? 1 : 0;
   }

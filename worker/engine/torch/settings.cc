@@ -11,6 +11,8 @@
 #include <exception>
 #include <limits>
 
+#include "device.h"
+
 namespace gle {
 namespace {
 
@@ -65,7 +67,8 @@ void configure(const gle_config& config) {
   enter_thread();
 }
 
-void return_freed_memory() {
+void return_freed_memory() noexcept {
+  return_device_memory();
 #ifdef __GLIBC__
   malloc_trim(0);
 #endif

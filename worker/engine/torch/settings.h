@@ -8,8 +8,8 @@ namespace gle {
 // Takes the process's settings. Called once, before the first load.
 void configure(const gle_config& config);
 
-// Gives memory that is free, but kept for the next batch, back to the kernel.
-void return_freed_memory();
+// Gives memory that is free, but kept for the next batch, back to the kernel and the device.
+void return_freed_memory() noexcept;
 
 // Prepares the calling thread for LibTorch. A caller may come on any thread, and the warning
 // handler, the executor's mode and OpenMP's thread count are all per thread.

@@ -52,14 +52,21 @@ func (s Spec) resolveBatches() (Spec, error) {
 		}
 		s.Batches = []int{1}
 	}
-	s.Batches = slices.Clone(s.Batches)
-	slices.Sort(s.Batches)
-	s.Batches = slices.Compact(s.Batches)
-	slices.Reverse(s.Batches)
-	if low := s.Batches[len(s.Batches)-1]; low < 1 {
-		return s, errorf(EINVAL, "%s: a batch of %d: expected 1 or more", s.Model.Name, low)
+	var err error
+	s.Batches, err = descending(s.Model.Name, s.Batches)
+	return s, err
+}
+
+// descending returns the different sizes among batches, largest first.
+func descending(model string, batches []int) ([]int, error) {
+	batches = slices.Clone(batches)
+	slices.Sort(batches)
+	batches = slices.Compact(batches)
+	slices.Reverse(batches)
+	if n := len(batches); n > 0 && batches[n-1] < 1 {
+		return nil, errorf(EINVAL, "%s: a batch of %d: expected 1 or more", model, batches[n-1])
 	}
-	return s, nil
+	return batches, nil
 }
 
 // varies reports whether an input has a dimension that is not fixed.

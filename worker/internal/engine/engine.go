@@ -6,7 +6,8 @@
 //
 // Threads: an Engine may be used by several goroutines. A Model belongs to one goroutine, which
 // should be locked to its OS thread (runtime.LockOSThread): LibTorch keeps a team of worker threads
-// for each thread that runs models. Different models may run at the same time.
+// for each thread that runs models. Different models may run at the same time. While a model runs,
+// other goroutines may stage its next batch, or prepare it for batches of more sizes.
 package engine
 
 import (
@@ -70,19 +71,33 @@ type Spec struct {
 	// to the next captured size. Empty prepares batch 1. Models with a varying dimension are
 	// not prepared.
 	Batches []int
+	// ChannelsLast keeps 4-d weights and inputs in NHWC order inside the engine, which some GPUs
+	// convolve faster. Callers see no difference.
+	ChannelsLast bool
+	// Eager prepares batches without capturing graphs: to measure what they bring.
+	Eager bool
 	// FixedBatch makes every Run use one of Batches, padded, even without graphs: for archives
 	// that were traced with their batch size baked in.
 	FixedBatch bool
 }
 
 // Model is a loaded model. One goroutine should own it and call Run; calls from several take turns.
-// After Close, which waits for a Run in progress, Run returns an error (EINVAL). MemBytes and Notes
-// never change after Load.
+// After Close, which waits for calls in progress, all others return an error (EINVAL). MemBytes and
+// Notes change only when Prepare does something.
 type Model interface {
 	// Run executes one batch: one Input per declared input, in the order of the model's specs.
 	// The inputs' memory is only read, and only during the call. On an error the model stays
 	// usable, unless the error is EDEVICE: then the process must end.
 	Run(in []Input) (Result, error)
+	// Stage gathers a batch, and starts its way to the device, while the model may be running
+	// another. It does not wait for that. It refuses what Run refuses. The inputs' memory must
+	// stay as it is until the batch was run or freed.
+	Stage(in []Input) (Staged, error)
+	// Prepare makes the model ready for batches of these sizes too, as Load did for its own; those
+	// that are ready already cost nothing. Runs wait for the size that is being prepared, and go on
+	// between sizes. ctx is looked at between sizes. On an error the model stays as it was, with
+	// what was prepared until then.
+	Prepare(ctx context.Context, batches []int) error
 	// MemBytes is the device memory that the model holds: weights, and what preparing it needed.
 	MemBytes() int64
 	// Notes are things that an operator should know, such as a batch that could not be captured.
@@ -97,6 +112,15 @@ type Input struct {
 	DType    tensor.DType
 	Shape    []int64 // of the whole batch; Shape[0] is the number of samples
 	Segments [][]byte
+}
+
+// Staged is a batch that only has to be run. It must be freed, run or not.
+type Staged interface {
+	// Run executes the batch, as Model.Run does. It can be run once.
+	Run() (Result, error)
+	// Free gives the batch's memory back; its result stays valid. Freeing twice is harmless. It may
+	// be called after the model was closed, and from any goroutine.
+	Free()
 }
 
 // Result holds the outputs of one Run until Free.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gpulet/gpulet/shared/tensor"
@@ -61,8 +62,9 @@ type simModel struct {
 	engine *sim
 	spec   Spec
 
-	mu     sync.Mutex // guards what follows, and makes runs of one model take turns
-	closed bool
+	closed atomic.Bool
+
+	mu sync.Mutex // guards what follows, and makes runs of one model take turns
 	// zeros is as large as the largest output so far. It is shared by all results: nobody writes.
 	zeros []byte
 }
@@ -73,18 +75,51 @@ func (m *simModel) MemBytes() int64 { return m.engine.o.MemBytes(m.spec.Model.Na
 
 func (m *simModel) Notes() []string { return nil }
 
+// Stage checks the batch, and that is all.
+func (m *simModel) Stage(in []Input) (Staged, error) {
+	if err := m.usable(); err != nil {
+		return nil, err
+	}
+	if _, err := m.spec.check(in); err != nil {
+		return nil, err
+	}
+	return &heldBack{model: m, name: m.spec.Model.Name, in: in}, nil
+}
+
+// Prepare has nothing to do but to refuse what the other engines refuse.
+func (m *simModel) Prepare(ctx context.Context, batches []int) error {
+	if err := m.usable(); err != nil {
+		return err
+	}
+	if _, err := descending(m.spec.Model.Name, batches); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("prepare %s: %w", m.spec.Model.Name, err)
+	}
+	return nil
+}
+
+// usable fails once the model was closed.
+func (m *simModel) usable() error {
+	if m.closed.Load() {
+		return errorf(EINVAL, "%s: the model was closed", m.spec.Model.Name)
+	}
+	return nil
+}
+
 func (m *simModel) Close() error {
-	m.mu.Lock()
+	m.mu.Lock() // waits for a run in progress
 	defer m.mu.Unlock()
-	m.closed = true
+	m.closed.Store(true)
 	return nil
 }
 
 func (m *simModel) Run(in []Input) (Result, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closed {
-		return nil, errorf(EINVAL, "%s: the model was closed", m.spec.Model.Name)
+	if err := m.usable(); err != nil {
+		return nil, err
 	}
 	samples, err := m.spec.check(in)
 	if err != nil {

@@ -5,14 +5,16 @@
 // LibTorch nor the library itself. It knows bytes, shapes and handles; what a model is called and
 // what its inputs should look like is the business of package engine.
 //
-// Memory: the Go memory of inputs is pinned for the length of a call and never copied by Go.
-// Outputs are the engine's memory until Result.Free. A closed handle is never passed to C.
+// Memory: the Go memory of inputs is pinned for the length of a call, or until a staged batch is
+// freed, and never copied by Go. Outputs are the engine's memory until Result.Free. A closed handle
+// is never passed to C.
 package cabi
 
 /*
 #cgo CFLAGS: -I${SRCDIR}/../../../engine/include
 #cgo LDFLAGS: -ldl
 #include <dlfcn.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include "engine.h"
 
@@ -30,12 +32,15 @@ static const gle_api *open_library(const char *path, const char **why) {
 		return NULL;
 	}
 	const gle_api *api = get(GLE_ABI_VERSION);
-	if (api == NULL || api->size < sizeof(gle_api)) {
+	// Tables only grow at their end: see can_stage.
+	if (api == NULL || api->size < offsetof(gle_api, stage)) {
 		*why = "the engine speaks another ABI version than this worker";
 		return NULL;
 	}
 	return api;
 }
+
+static int can_stage(const gle_api *a) { return a->size >= offsetof(gle_api, staged_free) + sizeof(a->staged_free); }
 
 // Go cannot call through a pointer in a struct.
 static int api_init(const gle_api *a, const gle_config *c, char *e, size_t n) { return a->init(c, e, n); }
@@ -62,6 +67,7 @@ const (
 	Optimize     = uint32(C.GLE_OPTIMIZE)
 	ChannelsLast = uint32(C.GLE_CHANNELS_LAST)
 	Pad          = uint32(C.GLE_PAD)
+	Eager        = uint32(C.GLE_EAGER)
 )
 
 // Statuses of Error.
@@ -125,6 +131,9 @@ func (l *Library) Version() string { return C.GoString(l.api.version) }
 
 // HasCUDA reports whether the engine was built for CUDA; a GPU may still be missing.
 func (l *Library) HasCUDA() bool { return l.api.features&C.GLE_HAS_CUDA != 0 }
+
+// CanStage reports whether the engine has Stage: one that was built before that was added has not.
+func (l *Library) CanStage() bool { return C.can_stage(l.api) != 0 }
 
 // Config are settings of the process, 0 leaving a default.
 type Config struct {

@@ -10,6 +10,9 @@ static void model_unload(const gle_api *a, gle_model *m) { a->unload(m); }
 static int model_info(const gle_api *a, gle_model *m, gle_model_info *i, char *e, size_t n) { return a->model_info(m, i, e, n); }
 static int model_prepare(const gle_api *a, gle_model *m, const gle_input *i, int32_t k, char *e, size_t n) { return a->prepare(m, i, k, e, n); }
 static int model_run(const gle_api *a, gle_model *m, const gle_input *i, int32_t k, gle_result **r, char *e, size_t n) { return a->run(m, i, k, r, e, n); }
+static int model_stage(const gle_api *a, gle_model *m, const gle_input *i, int32_t k, gle_staged **s, char *e, size_t n) { return a->stage(m, i, k, s, e, n); }
+static int model_run_staged(const gle_api *a, gle_model *m, gle_staged *s, gle_result **r, char *e, size_t n) { return a->run_staged(m, s, r, e, n); }
+static void staged_free(const gle_api *a, gle_staged *s) { a->staged_free(s); }
 static void result_free(const gle_api *a, gle_result *r) { a->result_free(r); }
 */
 import "C"
@@ -64,18 +67,17 @@ type ModelInfo struct {
 	CopiesInputs bool
 }
 
-// Model is a loaded model. Its methods may be called from any goroutine and run one at a time;
-// after Close they fail.
+// Model is a loaded model. Its methods may be called from any goroutine; all but Stage take turns.
+// After Close they fail.
 type Model struct {
 	lib *Library
 
-	mu     sync.Mutex // guards everything below: a handle must not be freed while it runs
+	// life is held for reading while the handle is used and for writing while it is freed.
+	life   sync.RWMutex
 	handle *C.gle_model
-	// Reused by every call, so that a run allocates only its result.
-	inputs   []C.gle_input
-	segments []C.gle_segment
-	pinner   runtime.Pinner
-	err      errBuf
+
+	mu   sync.Mutex // guards call
+	call call
 }
 
 // errClosed is what a closed model says.
@@ -94,33 +96,50 @@ func (l *Library) Load(o LoadOptions) (*Model, error) {
 	options.n_outputs, options.output_dtypes = C.int32_t(len(o.OutputDTypes)), a.int32s(o.OutputDTypes)
 	m := &Model{lib: l}
 	var handle *C.gle_model
-	if err := m.err.check(C.model_load(l.api, options, &handle, m.err.ptr(), errCap)); err != nil {
+	err := &m.call.err
+	if err := err.check(C.model_load(l.api, options, &handle, err.ptr(), errCap)); err != nil {
 		return nil, err
 	}
 	m.handle = handle
 	return m, nil
 }
 
-// Close frees the model, waiting for a call that is running. Results stay valid. Closing twice is
-// harmless.
+// Close frees the model, waiting for calls in progress. Results and staged batches stay valid, but
+// the latter cannot be run any more. Closing twice is harmless.
 func (m *Model) Close() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.life.Lock()
+	defer m.life.Unlock()
 	if m.handle != nil {
 		C.model_unload(m.lib.api, m.handle)
 		m.handle = nil
 	}
 }
 
+// Closed reports whether Close was called.
+func (m *Model) Closed() bool {
+	m.life.RLock()
+	defer m.life.RUnlock()
+	return m.handle == nil
+}
+
+// use calls f with the handle, which is not freed meanwhile.
+func (m *Model) use(f func(handle *C.gle_model) error) error {
+	m.life.RLock()
+	defer m.life.RUnlock()
+	if m.handle == nil {
+		return errClosed()
+	}
+	return f(m.handle)
+}
+
 // Info tells what the model holds.
 func (m *Model) Info() (ModelInfo, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.handle == nil {
-		return ModelInfo{}, errClosed()
-	}
 	info := C.gle_model_info{size: C.sizeof_gle_model_info}
-	if err := m.err.check(C.model_info(m.lib.api, m.handle, &info, m.err.ptr(), errCap)); err != nil {
+	err := m.use(func(handle *C.gle_model) error {
+		var e errBuf
+		return e.check(C.model_info(m.lib.api, handle, &info, e.ptr(), errCap))
+	})
+	if err != nil {
 		return ModelInfo{}, err
 	}
 	return ModelInfo{
@@ -133,39 +152,106 @@ func (m *Model) Info() (ModelInfo, error) {
 
 // Prepare runs a batch of exactly these shapes once, and captures it where the device can.
 func (m *Model) Prepare(in []Input) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.handle == nil {
-		return errClosed()
-	}
-	defer m.release()
-	if err := m.marshal(in); err != nil {
-		return err
-	}
-	return m.err.check(C.model_prepare(m.lib.api, m.handle, unsafe.SliceData(m.inputs), C.int32_t(len(in)), m.err.ptr(), errCap))
+	return m.use(func(handle *C.gle_model) error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		c := &m.call
+		defer c.release()
+		if err := c.marshal(in); err != nil {
+			return err
+		}
+		return c.err.check(C.model_prepare(m.lib.api, handle, c.data(), c.len(), c.err.ptr(), errCap))
+	})
 }
 
 // Run executes one batch. The result must be freed.
 func (m *Model) Run(in []Input) (*Result, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.handle == nil {
-		return nil, errClosed()
-	}
-	defer m.release()
-	if err := m.marshal(in); err != nil {
-		return nil, err
-	}
 	var r *C.gle_result
-	status := C.model_run(m.lib.api, m.handle, unsafe.SliceData(m.inputs), C.int32_t(len(in)), &r, m.err.ptr(), errCap)
-	if err := m.err.check(status); err != nil {
+	err := m.use(func(handle *C.gle_model) error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		c := &m.call
+		defer c.release()
+		if err := c.marshal(in); err != nil {
+			return err
+		}
+		return c.err.check(C.model_run(m.lib.api, handle, c.data(), c.len(), &r, c.err.ptr(), errCap))
+	})
+	if err != nil {
 		return nil, err
 	}
 	return newResult(m.lib, r), nil
 }
 
-// marshal fills m.inputs and pins all that it points to, until release.
-func (m *Model) marshal(in []Input) error {
+// Stage gathers a batch beside what the model runs. It must be freed; until then, or until it was
+// run, the memory of the segments must stay as it is. Only for a library that CanStage.
+func (m *Model) Stage(in []Input) (*Staged, error) {
+	s := &Staged{model: m, call: new(call)}
+	err := m.use(func(handle *C.gle_model) error {
+		c := s.call
+		if err := c.marshal(in); err != nil {
+			return err
+		}
+		return c.err.check(C.model_stage(m.lib.api, handle, c.data(), c.len(), &s.handle, c.err.ptr(), errCap))
+	})
+	if err != nil {
+		s.call.release()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Staged is a batch that was gathered and not freed.
+type Staged struct {
+	model *Model
+
+	mu     sync.Mutex // guards what follows: a handle must not be freed while it runs
+	handle *C.gle_staged
+	call   *call // keeps the inputs pinned
+}
+
+// Run executes the batch; a second time fails. The result must be freed.
+func (s *Staged) Run() (*Result, error) {
+	var r *C.gle_result
+	err := s.model.use(func(handle *C.gle_model) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.handle == nil {
+			return &Error{Status: StatusInvalid, Msg: "the staged batch was freed"}
+		}
+		e := &s.call.err
+		return e.check(C.model_run_staged(s.model.lib.api, handle, s.handle, &r, e.ptr(), errCap))
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newResult(s.model.lib, r), nil
+}
+
+// Free gives the batch's memory back, also after its model was closed. Freeing twice is harmless.
+func (s *Staged) Free() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.handle != nil {
+		C.staged_free(s.model.lib.api, s.handle)
+		s.handle = nil
+		s.call.release()
+	}
+}
+
+// call is a batch in the ABI's words. It is reused, so that a run allocates only its result.
+type call struct {
+	inputs   []C.gle_input
+	segments []C.gle_segment
+	pinner   runtime.Pinner
+	err      errBuf
+}
+
+func (c *call) data() *C.gle_input { return unsafe.SliceData(c.inputs) }
+func (c *call) len() C.int32_t     { return C.int32_t(len(c.inputs)) }
+
+// marshal fills c and pins all that it points to, until release.
+func (c *call) marshal(in []Input) error {
 	total := 0
 	for i := range in {
 		total += len(in[i].Segments)
@@ -173,21 +259,21 @@ func (m *Model) marshal(in []Input) error {
 			return &Error{Status: StatusInvalid, Msg: "more dimensions than the engine takes"}
 		}
 	}
-	m.inputs = resize(m.inputs, len(in))
-	m.segments = resize(m.segments, total)
+	c.inputs = resize(c.inputs, len(in))
+	c.segments = resize(c.segments, total)
 	if total > 0 {
-		m.pinner.Pin(&m.segments[0])
+		c.pinner.Pin(&c.segments[0])
 	}
-	next := m.segments
+	next := c.segments
 	for i := range in {
 		n := len(in[i].Segments)
-		m.fill(&m.inputs[i], &in[i], next[:n])
+		c.fill(&c.inputs[i], &in[i], next[:n])
 		next = next[n:]
 	}
 	return nil
 }
 
-func (m *Model) fill(to *C.gle_input, from *Input, segments []C.gle_segment) {
+func (c *call) fill(to *C.gle_input, from *Input, segments []C.gle_segment) {
 	*to = C.gle_input{
 		dtype:      C.int32_t(from.DType),
 		n_dims:     C.int32_t(len(from.Shape)),
@@ -200,17 +286,17 @@ func (m *Model) fill(to *C.gle_input, from *Input, segments []C.gle_segment) {
 	for j, s := range from.Segments {
 		segments[j] = C.gle_segment{n_bytes: C.uint64_t(len(s))}
 		if len(s) > 0 {
-			m.pinner.Pin(&s[0])
+			c.pinner.Pin(&s[0])
 			segments[j].data = unsafe.Pointer(&s[0])
 		}
 	}
 }
 
 // release forgets the callers' memory, so that a model does not keep a batch's messages alive.
-func (m *Model) release() {
-	m.pinner.Unpin()
-	clear(m.inputs)
-	clear(m.segments)
+func (c *call) release() {
+	c.pinner.Unpin()
+	clear(c.inputs)
+	clear(c.segments)
 }
 
 // resize returns s with n elements, reusing its memory where it is large enough.
@@ -270,60 +356,4 @@ func (r *Result) Free() {
 		C.result_free(r.lib.api, r.handle)
 		r.handle, r.Outputs = nil, nil
 	}
-}
-
-// arena is C memory for the length of one call.
-type arena struct{ blocks []unsafe.Pointer }
-
-func newArena() *arena { return &arena{} }
-
-func (a *arena) free() {
-	for _, b := range a.blocks {
-		C.free(b)
-	}
-}
-
-// alloc returns n zeroed bytes; nil for none.
-func (a *arena) alloc(n int) unsafe.Pointer {
-	if n == 0 {
-		return nil
-	}
-	p := C.calloc(1, C.size_t(n))
-	a.blocks = append(a.blocks, p)
-	return p
-}
-
-func (a *arena) string(s string) *C.char {
-	p := C.CString(s)
-	a.blocks = append(a.blocks, unsafe.Pointer(p))
-	return p
-}
-
-func (a *arena) int32s(values []int) *C.int32_t {
-	p := (*C.int32_t)(a.alloc(len(values) * C.sizeof_int32_t))
-	for i, v := range values {
-		unsafe.Slice(p, len(values))[i] = C.int32_t(v)
-	}
-	return p
-}
-
-func (a *arena) floats(values []float32) *C.float {
-	p := (*C.float)(a.alloc(len(values) * C.sizeof_float))
-	for i, v := range values {
-		unsafe.Slice(p, len(values))[i] = C.float(v)
-	}
-	return p
-}
-
-func (a *arena) inputSpecs(specs []InputSpec) *C.gle_input_spec {
-	p := (*C.gle_input_spec)(a.alloc(len(specs) * C.sizeof_gle_input_spec))
-	for i, s := range specs {
-		to := &unsafe.Slice(p, len(specs))[i]
-		to.dtype, to.scale, to.n_channels = C.int32_t(s.DType), C.float(s.Scale), C.int32_t(len(s.Mean))
-		to.mean, to.std = a.floats(s.Mean), a.floats(s.Std)
-		if s.Preprocess {
-			to.preprocess = 1
-		}
-	}
-	return p
 }

@@ -89,15 +89,27 @@ func referenceLibrary(root string) (string, error) {
 	return path, compile(root, source, path)
 }
 
-func compile(root, source, path string) error {
+// CompileReference compiles the reference engine with extra flags into the test's folder. Loading it
+// gives an engine with a state of its own.
+func CompileReference(t testing.TB, flags ...string) string {
+	t.Helper()
+	root := Root(t)
+	path := filepath.Join(t.TempDir(), engine.LibraryFile(engine.Reference))
+	if err := compile(root, filepath.Join(root, "worker/engine/ref/ref.c"), path, flags...); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func compile(root, source, path string, flags ...string) error {
 	tmp, err := os.CreateTemp(filepath.Dir(path), "gpulet-ref-*.so")
 	if err != nil {
 		return err
 	}
 	tmp.Close()
 	defer os.Remove(tmp.Name())
-	cc := exec.Command("cc", "-std=gnu11", "-O1", "-fPIC", "-shared", "-fvisibility=hidden",
-		"-I", filepath.Join(root, "worker/engine/include"), "-o", tmp.Name(), source, "-lm")
+	args := append([]string{"-std=gnu11", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"}, flags...)
+	cc := exec.Command("cc", append(args, "-I", filepath.Join(root, "worker/engine/include"), "-o", tmp.Name(), source, "-lm")...)
 	if out, err := cc.CombinedOutput(); err != nil {
 		return fmt.Errorf("compile the reference engine: %w\n%s", err, out)
 	}

@@ -64,6 +64,17 @@ func Run(t *testing.T, target Target) {
 		{"runs models side by side", testConcurrentModels},
 		{"lets goroutines share a model", testSharedModel},
 		{"closes a model that is in use", testCloseWhileRunning},
+		{"stages batches", testStaged},
+		{"stages what it can run, and nothing else", testStagedInputs},
+		{"runs a staged batch once", testStagedOnce},
+		{"frees staged batches that never ran", testStagedNeverRun},
+		{"goes on after a staged batch failed", testStagedFails},
+		{"refuses staged batches of a closed model", testStagedClosed},
+		{"stages while it runs", testStageWhileRunning},
+		{"prepares more batches", testPrepare},
+		{"prepares while it runs", testPrepareWhileRunning},
+		{"answers in NHWC as in NCHW", testChannelsLast},
+		{"answers without graphs as with them", testEager},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) { c.run(t, target) })
@@ -300,6 +311,8 @@ func testRefusals(t *testing.T, target Target) {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := m.Run(c.in)
 			wantError(t, err, engine.EINVAL, append(c.words, "mixed")...)
+			_, err = m.Stage(c.in)
+			wantError(t, err, engine.EINVAL, append(c.words, "mixed")...)
 		})
 	}
 	MustRun(t, m, []engine.Input{a, b}, nil) // and it still works
@@ -524,7 +537,14 @@ func together(t *testing.T, n int, f func(i int) error) {
 // verify runs a batch whose values depend on seed and checks them.
 func (target Target) verify(m engine.Model, seed int) error {
 	x := []float32{float32(seed), float32(seed + 1), float32(seed + 2)}
-	r, err := m.Run([]engine.Input{FP32([]int64{1, 3}, x...)})
+	return target.verifyResult(func() (engine.Result, error) {
+		return m.Run([]engine.Input{FP32([]int64{1, 3}, x...)})
+	}, x)
+}
+
+// verifyResult runs a batch of one sample x and checks y = 2x + 1.
+func (target Target) verifyResult(run func() (engine.Result, error), x []float32) error {
+	r, err := run()
 	if err != nil {
 		return err
 	}
