@@ -6,9 +6,51 @@ ones read older archives, not the other way round. Needs python3-torch.
 """
 import json
 import os
+from typing import List
 
 import torch
 from torch import nn
+
+# Messages and what kind of error they are. The first ones are what cudaGetErrorString says, behind
+# what LibTorch puts in front; the rest look like them.
+FAULTS = [
+    "an illegal memory access was encountered",
+    "device-side assert triggered",
+    "unspecified launch failure",
+    "an illegal instruction was encountered",
+    "misaligned address",
+    "hardware stack error",
+    "invalid program counter",
+    "operation not supported on global/shared address space",
+    "the launch timed out and was terminated",
+    "context is destroyed",
+    "uncorrectable ECC error encountered",
+    "uncorrectable NVLink error detected during the execution",
+    "Invalid access of peer GPU memory over nvlink or a hardware error",
+    "tensor memory not completely freed",
+    "MPS client failed to connect to the MPS control daemon or the MPS server",
+    "the remote procedural call between the MPS server and the MPS client failed",
+    "MPS server is not ready to accept new MPS client requests",
+    "the hardware resources required to create MPS client have been exhausted",
+    "the hardware resources required to support device connections have been exhausted",
+    "the MPS client has been terminated by the server",
+    "an async error has occured in external entity outside of CUDA",
+    "unknown error",
+    "driver shutting down",
+]
+MESSAGES = [{"text": "CUDA error: " + text, "kind": "device"} for text in FAULTS] + [
+    {"text": "CUDA driver error: unknown error", "kind": "device"},
+    {"text": "Triton Error [CUDA]: an illegal memory access was encountered", "kind": "device"},
+    {"text": "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 79 GiB", "kind": "memory"},
+    {"text": "CUDA error: out of memory", "kind": "memory"},
+    {"text": "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", "kind": "memory"},
+    {"text": "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "kind": "memory"},
+    {"text": "CUDA error: invalid argument", "kind": "run"},
+    {"text": "CUDA error: too many resources requested for launch", "kind": "run"},
+    {"text": "CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling cublasSgemm", "kind": "run"},
+    {"text": "a misaligned address in my own table", "kind": "run"},
+    {"text": "unknown error", "kind": "run"},
+]
 
 OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "torch")
 
@@ -72,6 +114,20 @@ class Greedy(nn.Module):
         return x + torch.zeros([n + 1], device=x.device)[0]
 
 
+class Raises(nn.Module):
+    """Fails with the message that its input names, 0 being none."""
+
+    def __init__(self, messages: List[str]):
+        super().__init__()
+        self.messages = messages
+
+    def forward(self, x):
+        n = int(x.max())
+        if n > 0:
+            raise RuntimeError(self.messages[n - 1])
+        return x
+
+
 class Nested(nn.Module):
     """Returns tensors in dictionaries, tuples and lists."""
 
@@ -112,6 +168,10 @@ def main():
     os.makedirs(OUT, exist_ok=True)
     for cls in (Affine, Mixed, Copy, InPlace, Guard, Fixed, HostSync, Greedy):
         save(cls.__name__.lower(), torch.jit.script(cls()))
+    save("raises", torch.jit.script(Raises([m["text"] for m in MESSAGES])))
+    with open(os.path.join(OUT, "raises.json"), "w") as f:
+        json.dump(MESSAGES, f, indent=1)
+        f.write("\n")
     x = torch.zeros(1, 3)
     save("nested", torch.jit.trace(Nested(), x, strict=False))
 
