@@ -9,7 +9,8 @@
 //
 // Models take turns in duty order. A turn is one batch of at most the model's planned size, so a
 // model delays its neighbours by no more than the plan allowed. Whatever is held is launched as
-// soon as the executor is free: a batch never waits to become fuller.
+// soon as the executor is free: a batch never waits to become fuller. A full one may be decided on
+// before that, so that its inputs are on their way when its turn comes.
 //
 // When the model whose turn it is would make another one late, and that one can still be on time,
 // the one with the earliest deadline goes first. It has then used its turn, which bounds every
@@ -23,7 +24,10 @@
 // batches just when it needs full ones).
 package batch
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Model is a model bound to the gpu-let.
 type Model struct {
@@ -156,6 +160,31 @@ func (b *Batcher) Next(now time.Time) Decision {
 	}
 	d.Wake = b.wake()
 	return d
+}
+
+// NextFull decides ahead of time what an executor that is busy until free runs next, where waiting
+// for that moment could not make the batch better: what Next would launch at free, if that is a
+// full batch and nothing that is held will be too late by then. Otherwise it launches nothing and
+// changes nothing.
+func (b *Batcher) NextFull(free time.Time) Launch {
+	lost := b.wake()
+	if !slices.ContainsFunc(b.models, (*queue).full) || !lost.After(free) {
+		return Launch{}
+	}
+	turn, jumped := b.turn, make([]bool, len(b.models))
+	for i, q := range b.models {
+		jumped[i] = q.jumped
+	}
+	q := b.models[b.pick(free)]
+	if q.full() && q.inTime(free) {
+		l, _ := q.take(free, nil)
+		return l
+	}
+	b.turn = turn
+	for i, q := range b.models {
+		q.jumped = jumped[i]
+	}
+	return Launch{}
 }
 
 // Expire hands back what can no longer finish in time while the executor is busy, so that its

@@ -33,6 +33,10 @@ func TestAgreesWithDumbModel(t *testing.T) {
 				h.advance(t)
 				h.compare(t, batch.Decision{Expired: d.expire(h.now)}, b.Expire(h.now))
 			},
+			"next, ahead of time": func(t *rapid.T) {
+				h.advance(t)
+				h.compare(t, batch.Decision{Launch: d.nextFull(h.now)}, batch.Decision{Launch: b.NextFull(h.now)})
+			},
 			"": func(t *rapid.T) {
 				if len(d.held) != b.Len() {
 					t.Fatalf("holds %d items: expected %d", b.Len(), len(d.held))

@@ -1,6 +1,7 @@
 package batch_test
 
 import (
+	"maps"
 	"slices"
 	"sort"
 	"time"
@@ -85,6 +86,23 @@ func (d *dumb) next(now time.Time) (dec batch.Decision) {
 	dec.Expired = append(dec.Expired, lost...)
 	dec.Launch = batch.Launch{Model: m.Name, Items: run, Samples: sum(run), Exec: m.Exec(sum(run))}
 	return dec
+}
+
+// nextFull tries it out on a copy.
+func (d *dumb) nextFull(free time.Time) batch.Launch {
+	trial := &dumb{slices.Clone(d.models), maps.Clone(d.used), slices.Clone(d.held)}
+	dec := trial.next(free)
+	i := slices.IndexFunc(d.models, func(m batch.Model) bool { return m.Name == dec.Launch.Model })
+	if i < 0 || len(dec.Expired) > 0 {
+		return batch.Launch{}
+	}
+	m, items := d.models[i], d.of(d.models[i])
+	most := full(m, items)
+	if len(most) > len(dec.Launch.Items) || sum(most) < m.Batch && len(most) == len(items) {
+		return batch.Launch{}
+	}
+	*d = *trial
+	return dec.Launch
 }
 
 // choose looks at every batch of neighbours.

@@ -122,6 +122,18 @@ func (q *queue) fill(from int) (n, samples int) {
 	return n, samples
 }
 
+// full reports whether the next batch takes nothing more.
+func (q *queue) full() bool {
+	n, samples := q.fill(0)
+	return n > 0 && (samples >= q.Batch || n < len(q.items))
+}
+
+// inTime reports whether the next batch, as large as it can be, makes it when it starts at free.
+func (q *queue) inTime(free time.Time) bool {
+	_, samples := q.fill(0)
+	return q.onTime(0, free.Add(q.exec(samples)))
+}
+
 // take removes the next batch. It appends to expired what was given up for it. The queue holds
 // something, and nothing hopeless.
 func (q *queue) take(now time.Time, expired []Item) (Launch, []Item) {

@@ -23,6 +23,7 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the expected parts of testdat
 //	add NAME id=a,b due=50ms [samples=2]
 //	at 10ms                     sets the clock
 //	next | expire | want
+//	ahead 20ms                  what NextFull launches for an executor that is busy until then
 func TestCases(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -86,6 +87,8 @@ func (s *script) run(input string) string {
 			s.now = epoch.Add(s.duration(f[1]))
 		case f[0] == "next":
 			s.print(&out, s.b.Next(s.now), true)
+		case f[0] == "ahead":
+			s.print(&out, batch.Decision{Launch: s.b.NextFull(epoch.Add(s.duration(f[1])))}, true)
 		case f[0] == "expire":
 			s.print(&out, s.b.Expire(s.now), false)
 		case f[0] == "want":

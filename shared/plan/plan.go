@@ -49,4 +49,7 @@ type Assignment struct {
 	ExecMs  float64 `json:"exec_ms"`  // predicted time of one full batch, interference included
 	// Rank orders the gpu-lets that serve the same model: idle pulls of rank 1 are answered first.
 	Rank int `json:"rank,omitempty"`
+	// Layout is how the engine should keep images: empty as the model has them, or "channels_last"
+	// where the profiler found that faster on this GPU type.
+	Layout string `json:"layout,omitempty"`
 }

@@ -264,4 +264,3 @@ func BenchmarkRun(b *testing.B) {
 		})
 	}
 }
-

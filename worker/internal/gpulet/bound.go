@@ -3,6 +3,7 @@ package gpulet
 import (
 	"math"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/gpulet/gpulet/shared/bus"
@@ -19,11 +20,11 @@ type bound struct {
 	counts   plan.ModelReport
 
 	loaded  engine.Model // nil: not (yet)
-	spec    engine.Spec  // that loaded was, or is being, loaded with
+	spec    engine.Spec  // that loaded was loaded with, and all batches that it was prepared for
 	problem string       // why it is not loaded
 	short   bool         // of memory: that is why
-	needs   bool         // something has to be loaded for the assignment
-	loadAt  time.Time    // when to load it; zero: it is being loaded, or cannot be
+	needs   bool         // something has to be loaded or prepared for the assignment
+	loadAt  time.Time    // when to do that; zero: it is being done, or cannot be
 	again   lifecycle.Backoff
 
 	// retiring models take no more requests and go when those they hold are done.
@@ -59,13 +60,22 @@ func (m *bound) reset() {
 	if ms := m.ExecMs; ms > 0 && !math.IsInf(ms, 0) {
 		planned = time.Duration(ms * float64(time.Millisecond))
 	}
-	m.estimate = newEstimate(planned, m.batch(), m.Config.MaxBatch)
+	m.estimate = newEstimate(planned, m.planned(), m.Config.MaxBatch)
 }
 
 func (m *bound) name() string { return m.Model }
 
-// batch is the most samples of a batch.
-func (m *bound) batch() int { return max(1, min(m.Batch, m.Config.MaxBatch)) }
+// planned is the most samples of a batch by the plan.
+func (m *bound) planned() int { return max(1, min(m.Batch, m.Config.MaxBatch)) }
+
+// batch is the most samples of a batch now: no more than the loaded model is prepared for. A larger
+// one would run without a graph, for longer than the plan thinks.
+func (m *bound) batch() int {
+	if m.loaded == nil {
+		return m.planned()
+	}
+	return min(m.planned(), slices.Max(m.spec.Batches))
+}
 
 // timeout is how long a request may take that does not say itself.
 func (m *bound) timeout() time.Duration {
@@ -83,9 +93,16 @@ func (m *bound) wanted(device string) engine.Spec {
 	cfg := m.Config
 	cfg.Path = m.Archive
 	return engine.Spec{
-		Model: cfg, Device: device, Precision: cfg.Precision, MaxBatch: cfg.MaxBatch, Batches: buckets(m.batch()),
+		Model: cfg, Device: device, Precision: cfg.Precision, MaxBatch: cfg.MaxBatch, Batches: buckets(m.planned()),
+		ChannelsLast: m.Layout == channelsLast,
 	}
 }
+
+// serves reports whether the loaded model is the one that is wanted, whatever it is prepared for.
+func (m *bound) serves(want engine.Spec) bool { return m.loaded != nil && sameModel(m.spec, want) }
+
+// channelsLast is plan.Assignment's Layout NHWC.
+const channelsLast = "channels_last"
 
 // buckets are the batch sizes to prepare for batches of up to n samples.
 func buckets(n int) []int {
@@ -96,8 +113,13 @@ func buckets(n int) []int {
 	return append(sizes, n)
 }
 
+// prepared reports whether a model with the batches of have needs nothing to run those of want.
+func prepared(have, want engine.Spec) bool {
+	return !slices.ContainsFunc(want.Batches, func(b int) bool { return !slices.Contains(have.Batches, b) })
+}
+
 // sameModel reports whether b may serve what was asked for with a: then nothing has to be loaded.
-// Which batches are prepared is a matter of speed, not of what is served.
+// Batches can be prepared without loading.
 func sameModel(a, b engine.Spec) bool {
 	key := func(s engine.Spec) engine.Spec {
 		s.Batches = nil

@@ -2,6 +2,8 @@ package gpulet
 
 import (
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gpulet/gpulet/worker/internal/engine"
@@ -23,66 +25,156 @@ type outcome struct {
 	err     error
 	started time.Time
 	took    time.Duration
-	last    bool // of its job: the executor is free
+	late    bool // it did not run, because it could not start in time
+	last    bool // of its job
 }
 
 // job is one turn of the executor: runs, or models to close.
 type job struct {
 	runs  []run
 	close []engine.Model
+	ahead *staging // of a job that waits for another to end
 }
 
-// executor runs batches one after the other on one OS thread: LibTorch keeps a team of threads for
-// every thread that calls it.
+// staging brings the first run of a job to the device while another job runs.
+type staging struct {
+	latest  time.Time // when the job must have started to be in time
+	claimed atomic.Bool
+	done    chan struct{}
+	staged  engine.Staged // once done; nil: what cannot be staged is gathered, or fails, when it runs
+}
+
+func newStaging(latest time.Time) *staging {
+	return &staging{latest: latest, done: make(chan struct{})}
+}
+
+// stage is what the staging thread does. It leaves alone what the executor has begun.
+func (s *staging) stage(r run) {
+	if !s.claimed.CompareAndSwap(false, true) {
+		return
+	}
+	defer close(s.done)
+	if staged, err := r.loaded.Stage(r.inputs); err == nil {
+		s.staged = staged
+	}
+}
+
+// take is what the executor does when the job's turn has come: it gets what was staged, waits for
+// what is being staged, and does not wait for what is not.
+func (s *staging) take() engine.Staged {
+	if s == nil || s.claimed.CompareAndSwap(false, true) {
+		return nil
+	}
+	<-s.done
+	return s.staged
+}
+
+// executor runs jobs one after the other on one OS thread: LibTorch keeps a team of threads for
+// every thread that calls it. A second thread stages what runs next.
 type executor struct {
-	jobs chan job
+	jobs chan *job
+	next chan *job // those of jobs that are to be staged
 	out  chan outcome
 	quit chan struct{} // closed when nobody reads out any more
-	done chan struct{}
+	done sync.WaitGroup
 }
 
 func startExecutor() *executor {
 	e := &executor{
-		// One batch runs at a time; closing models may queue up behind it.
-		jobs: make(chan job, 64),
+		// Two jobs of runs at a time; closing models may queue up behind them.
+		jobs: make(chan *job, 64),
+		next: make(chan *job, 64),
 		out:  make(chan outcome, 64),
 		quit: make(chan struct{}),
-		done: make(chan struct{}),
 	}
-	go e.loop()
+	e.done.Go(e.loop)
+	e.done.Go(e.stage)
 	return e
 }
 
-// stop lets the executor finish what it was given and waits for it.
-func (e *executor) stop() {
-	close(e.quit)
-	close(e.jobs)
-	<-e.done
+// run hands over a job of runs. With a staging it waits for a job before it, and is staged meanwhile.
+func (e *executor) run(runs []run, ahead *staging) {
+	j := &job{runs: runs, ahead: ahead}
+	if ahead != nil {
+		e.next <- j
+	}
+	e.jobs <- j
 }
 
-// abandon does not wait: a batch that hangs in the engine cannot be interrupted.
+// close hands over models to close after what was handed over before. It does not wait; it
+// reports whether the executor took them.
+func (e *executor) close(models []engine.Model) bool {
+	select {
+	case e.jobs <- &job{close: models}:
+		return true
+	default:
+		return false
+	}
+}
+
+// stop lets the executor close what it was given to close and waits for it. No run may be left.
+func (e *executor) stop() {
+	e.abandon()
+	e.done.Wait()
+}
+
+// abandon does not wait: a batch that hangs in the engine cannot be interrupted. Those behind it are
+// not run.
 func (e *executor) abandon() {
 	close(e.quit)
+	close(e.next)
 	close(e.jobs)
+}
+
+func (e *executor) stage() {
+	runtime.LockOSThread() // for good: the thread ends with the goroutine
+	for j := range e.next {
+		j.ahead.stage(j.runs[0])
+	}
 }
 
 func (e *executor) loop() {
-	runtime.LockOSThread() // for good: the thread ends with the goroutine
-	defer close(e.done)
+	runtime.LockOSThread()
 	for j := range e.jobs {
 		for _, m := range j.close {
 			_ = m.Close() // nothing can be done about a model that does not close
 		}
-		for i, r := range j.runs {
-			e.execute(r, i == len(j.runs)-1)
+		if len(j.runs) > 0 {
+			e.turn(j)
 		}
 	}
 }
 
-// execute runs r. When the engine refuses a batch of several requests, each is tried alone, so
-// that a bad one does not fail its neighbours.
-func (e *executor) execute(r run, last bool) {
-	o := e.try(r)
+// turn executes a job's runs. When the job before took so long that this one cannot be in time any
+// more, it goes back: what it holds may be better off in another batch.
+func (e *executor) turn(j *job) {
+	staged := j.ahead.take()
+	if staged != nil {
+		defer staged.Free()
+	}
+	select {
+	case <-e.quit:
+		return
+	default:
+	}
+	late := j.ahead != nil && time.Now().After(j.ahead.latest)
+	for i, r := range j.runs {
+		last := i == len(j.runs)-1
+		switch {
+		case late:
+			e.send(outcome{run: r, late: true, last: last})
+		case i == 0:
+			e.execute(r, staged, last)
+		default:
+			e.execute(r, nil, last)
+		}
+	}
+}
+
+// execute runs r, which may have been staged. When the engine refuses a batch of several requests,
+// each is tried alone, so that a bad one does not fail its neighbours.
+func (e *executor) execute(r run, staged engine.Staged, last bool) {
+	o := try(r, staged)
 	if o.err == nil || len(r.requests) == 1 || engine.CodeOf(o.err) == engine.EDEVICE {
 		o.last = last
 		e.send(o)
@@ -90,13 +182,17 @@ func (e *executor) execute(r run, last bool) {
 	}
 	for i, req := range r.requests {
 		alone := newRun(r.model, r.loaded, []*request{req})
-		e.execute(alone, last && i == len(r.requests)-1)
+		e.execute(alone, nil, last && i == len(r.requests)-1)
 	}
 }
 
-func (e *executor) try(r run) outcome {
+func try(r run, staged engine.Staged) outcome {
 	o := outcome{run: r, started: time.Now()}
-	o.result, o.err = r.loaded.Run(r.inputs)
+	if staged != nil {
+		o.result, o.err = staged.Run()
+	} else {
+		o.result, o.err = r.loaded.Run(r.inputs)
+	}
 	o.took = time.Since(o.started)
 	return o
 }

@@ -2,6 +2,7 @@ package gpulet
 
 import (
 	"context"
+	"fmt"
 	"runtime"
 	"slices"
 	"time"
@@ -11,24 +12,30 @@ import (
 	"github.com/gpulet/gpulet/worker/internal/link"
 )
 
-// loader loads models, one at a time, beside the executor.
+// loader loads models, and prepares loaded ones for more batches, one at a time, beside the executor.
 type loader struct {
-	specs   chan engine.Spec
+	tasks   chan task
 	results chan loaded
 	quit    chan struct{}
 	done    chan struct{}
 }
 
-type loaded struct {
+// task is a model to load or, if it is loaded, to prepare for the batches of spec.
+type task struct {
 	spec  engine.Spec
-	model engine.Model
+	model engine.Model // nil: to load
+}
+
+type loaded struct {
+	task
+	fresh bool // the model was loaded, not prepared
 	err   error
 	took  time.Duration
 }
 
 func startLoader(ctx context.Context, eng engine.Engine) *loader {
 	l := &loader{
-		specs: make(chan engine.Spec, 1), results: make(chan loaded),
+		tasks: make(chan task, 1), results: make(chan loaded),
 		quit: make(chan struct{}), done: make(chan struct{}),
 	}
 	go l.loop(ctx, eng)
@@ -39,18 +46,27 @@ func (l *loader) loop(ctx context.Context, eng engine.Engine) {
 	defer close(l.done)
 	// Loading runs the model to warm it up; LibTorch keeps threads for every thread that does.
 	runtime.LockOSThread()
-	for spec := range l.specs {
+	for t := range l.tasks {
 		start := time.Now()
-		r := loaded{spec: spec}
-		r.model, r.err = eng.Load(ctx, spec)
+		r := loaded{task: t, fresh: t.model == nil}
+		if r.fresh {
+			r.model, r.err = eng.Load(ctx, t.spec)
+		} else {
+			r.err = t.model.Prepare(ctx, t.spec.Batches)
+		}
 		r.took = time.Since(start)
 		select {
 		case l.results <- r:
 		case <-l.quit:
-			if r.err == nil {
-				_ = r.model.Close()
-			}
+			r.discard()
 		}
+	}
+}
+
+// discard closes a model that was loaded for nothing.
+func (r loaded) discard() {
+	if r.fresh && r.err == nil {
+		_ = r.model.Close()
 	}
 }
 
@@ -62,11 +78,12 @@ func (l *loader) stop() {
 
 func (l *loader) abandon() {
 	close(l.quit)
-	close(l.specs)
+	close(l.tasks)
 }
 
 // assign replaces what the gpu-let serves. Models that stay keep their requests; models that go
-// finish theirs; models that come are loaded first.
+// finish theirs; models that come are loaded first. A model whose batches grow goes on with those
+// that it has until it is prepared for the larger ones.
 func (l *loop) assign(c link.Command) {
 	l.revision, l.assigned = c.Revision, true
 	var order []*bound
@@ -106,13 +123,15 @@ func (l *loop) bind(m *bound, a link.Assignment) {
 	}
 	m.problem, m.short, m.loadAt = a.Problem, false, time.Time{}
 	m.again.Reset()
-	m.needs = m.loaded == nil || !sameModel(m.spec, m.wanted(l.cfg.Device))
+	want := m.wanted(l.cfg.Device)
+	m.needs = !m.serves(want) || !prepared(m.spec, want)
 	switch {
 	case a.Problem != "": // its agent will say when that changes
 		l.log.Error("model not loaded", "model", m.name(), "error", a.Problem)
 	case m.needs:
 		m.loadAt = time.Now()
-	default:
+	}
+	if a.Problem == "" && m.serves(want) {
 		l.startPulling(m)
 	}
 }
@@ -132,7 +151,7 @@ func (l *loop) rebatch() {
 	}
 }
 
-// load starts loading the next model that has to be.
+// load starts loading or preparing the next model that has to be.
 func (l *loop) load(now time.Time) {
 	if l.loading != nil || l.draining {
 		return
@@ -143,40 +162,75 @@ func (l *loop) load(now time.Time) {
 		}
 		m.loadAt = time.Time{}
 		l.loading = m
-		l.loader.specs <- m.wanted(l.cfg.Device)
+		t := task{spec: m.wanted(l.cfg.Device)}
+		if m.serves(t.spec) {
+			t.model = m.loaded
+		}
+		l.loader.tasks <- t
 		return
 	}
 }
 
-// hasLoaded puts a loaded model into service, in place of what served before.
-func (l *loop) hasLoaded(r loaded) {
+// hasLoaded takes what the loader has done. When the device failed, so has the gpu-let.
+func (l *loop) hasLoaded(r loaded) error {
 	m := l.loading
 	l.loading = nil
-	if l.models[m.name()] != m || m.retiring || !sameModel(r.spec, m.wanted(l.cfg.Device)) {
-		// Not what is wanted any more.
+	if engine.CodeOf(r.err) == engine.EDEVICE {
+		return fmt.Errorf("%w: %w", ErrDevice, r.err)
+	}
+	wanted := l.models[m.name()] == m && !m.retiring && sameModel(r.spec, m.wanted(l.cfg.Device))
+	switch {
+	case !wanted && r.fresh:
 		if r.err == nil {
 			l.toClose = append(l.toClose, r.model)
 		}
-		return
-	}
-	if r.err != nil {
+	case !wanted: // it is about to go
+	case r.err != nil:
 		m.short = engine.CodeOf(r.err) == engine.EOOM
 		l.failed(m, r.err.Error())
-		return
+	case r.fresh:
+		l.install(m, r)
+	default:
+		l.grow(m, r)
 	}
+	return nil
+}
+
+// install puts a model that was loaded into service, in place of what served before.
+func (l *loop) install(m *bound, r loaded) {
 	l.log.Info("model loaded", "model", m.name(), "version", m.Config.Version, "took", r.took, "mem_bytes", r.model.MemBytes())
-	for _, note := range r.model.Notes() {
-		l.log.Warn("model loaded with a note", "model", m.name(), "note", note)
-	}
+	l.logNotes(m, r.model)
 	if m.loaded != nil {
 		l.toClose = append(l.toClose, m.loaded)
 		m.reset()
 	}
-	m.loaded, m.spec, m.needs, m.problem, m.loadAt = r.model, r.spec, false, "", time.Time{}
-	m.short = false
-	m.again.Reset()
-	l.rebatch()
+	m.loaded, m.spec = r.model, r.spec
+	l.ready(m)
 	l.startPulling(m)
+}
+
+// grow lets a loaded model run the batches that it was prepared for.
+func (l *loop) grow(m *bound, r loaded) {
+	l.log.Info("model prepared", "model", m.name(), "batches", r.spec.Batches, "took", r.took, "mem_bytes", r.model.MemBytes())
+	l.logNotes(m, r.model)
+	m.spec.Batches = append(slices.Clip(m.spec.Batches), r.spec.Batches...)
+	l.ready(m)
+}
+
+// ready notes that loading or preparing has gone well. The assignment may have changed meanwhile.
+func (l *loop) ready(m *bound) {
+	m.problem, m.short, m.loadAt = "", false, time.Time{}
+	m.again.Reset()
+	if m.needs = !prepared(m.spec, m.wanted(l.cfg.Device)); m.needs {
+		m.loadAt = time.Now()
+	}
+	l.rebatch()
+}
+
+func (l *loop) logNotes(m *bound, served engine.Model) {
+	for _, note := range served.Notes() {
+		l.log.Warn("model loaded with a note", "model", m.name(), "note", note)
+	}
 }
 
 // failed notes why a model cannot be loaded. What served before goes on serving; loading is tried
@@ -188,9 +242,10 @@ func (l *loop) failed(m *bound, problem string) {
 	l.log.Error("model not loaded", "model", m.name(), "error", problem, "retry_in", wait)
 }
 
-// retire closes models that were unbound, once they hold nothing.
+// retire closes models that were unbound, once they hold nothing and the loader is done with them:
+// closing waits for it, and the executor would wait too.
 func (l *loop) retire() {
-	done := func(m *bound) bool { return m.retiring && !l.holds(m) }
+	done := func(m *bound) bool { return m.retiring && !l.holds(m) && l.loading != m }
 	if !slices.ContainsFunc(l.order, done) {
 		return
 	}
@@ -210,13 +265,8 @@ func (l *loop) retire() {
 
 // closeModels hands models that are out of service to the executor, which owns them.
 func (l *loop) closeModels() {
-	if len(l.toClose) == 0 {
-		return
-	}
-	select {
-	case l.exec.jobs <- job{close: l.toClose}:
-		l.toClose = nil
-	default: // it is behind; the next step tries again
+	if len(l.toClose) > 0 && l.exec.close(l.toClose) {
+		l.toClose = nil // else it is behind, and the next step tries again
 	}
 }
 
@@ -225,7 +275,7 @@ func (l *loop) holds(m *bound) bool {
 	if l.batcher.Held(m.name()) > 0 {
 		return true
 	}
-	if !l.busy {
+	if !l.busy() {
 		return false
 	}
 	for req := range l.open {

@@ -346,10 +346,34 @@ type doubler struct {
 	takes time.Duration // of a run
 	gate  gate
 
-	mu     sync.Mutex // guards the fields below
-	broken map[string]error
-	loads  map[string]int
-	open   int // models loaded and not closed
+	staging   gate // of Stage
+	preparing gate // of Prepare
+
+	mu       sync.Mutex // guards the fields below
+	broken   map[string]error
+	cramped  error // why nothing can be prepared; nil: it can
+	loads    map[string]int
+	specs    []engine.Spec // of loads
+	prepared [][]int       // by Prepare
+	open     int           // models loaded and not closed
+	staged   int           // batches staged
+	held     int           // of these, not freed
+	ahead    int           // of these, run
+	worst    int           // most samples of a run
+}
+
+// prepares makes preparing models fail from now on; nil mends it.
+func (d *doubler) prepares(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cramped = err
+}
+
+// count adds n to one of the counters.
+func (d *doubler) count(counter *int, n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	*counter += n
 }
 
 // gate lets runs through while it is open and tells when one waits.
@@ -411,6 +435,7 @@ func (d *doubler) Load(_ context.Context, s engine.Spec) (engine.Model, error) {
 		return nil, err
 	}
 	d.open++
+	d.specs = append(d.specs, s)
 	return &doubling{d: d}, nil
 }
 
@@ -425,6 +450,8 @@ const (
 	poison  = float32(-1)
 	lost    = float32(-2) // the device breaks
 	tooMany = float32(-3) // the output has too many samples
+	// unstageable makes staging fail where it comes first; it runs all the same.
+	unstageable = float32(-4)
 )
 
 func (m *doubling) Run(in []engine.Input) (engine.Result, error) {
@@ -432,6 +459,11 @@ func (m *doubling) Run(in []engine.Input) (engine.Result, error) {
 		return nil, errors.New("closed model")
 	}
 	n := in[0].Shape[0]
+	if !m.d.null {
+		m.d.mu.Lock()
+		m.d.worst = max(m.d.worst, int(n))
+		m.d.mu.Unlock()
+	}
 	if m.d.null {
 		if len(m.zeros) < int(4*n) {
 			m.zeros = make([]byte, 4*n)
@@ -471,6 +503,52 @@ func (m *doubling) Run(in []engine.Input) (engine.Result, error) {
 
 func (m *doubling) MemBytes() int64 { return 1 }
 func (m *doubling) Notes() []string { return nil }
+
+func (m *doubling) Stage(in []engine.Input) (engine.Staged, error) {
+	m.d.staging.pass()
+	if m.d.null {
+		return &doubled{m: m, in: in}, nil
+	}
+	if v := math.Float32frombits(binary.LittleEndian.Uint32(in[0].Segments[0])); v == unstageable {
+		return nil, &engine.Error{Code: engine.EOOM, Msg: "no memory to stage in"}
+	}
+	m.d.count(&m.d.staged, 1)
+	m.d.count(&m.d.held, 1)
+	return &doubled{m: m, in: in}, nil
+}
+
+func (m *doubling) Prepare(_ context.Context, batches []int) error {
+	m.d.preparing.pass()
+	m.d.mu.Lock()
+	defer m.d.mu.Unlock()
+	if m.closed {
+		return errors.New("closed model")
+	}
+	if m.d.cramped != nil {
+		return m.d.cramped
+	}
+	m.d.prepared = append(m.d.prepared, batches)
+	return nil
+}
+
+// doubled is a staged batch.
+type doubled struct {
+	m  *doubling
+	in []engine.Input
+}
+
+func (s *doubled) Run() (engine.Result, error) {
+	if !s.m.d.null {
+		s.m.d.count(&s.m.d.ahead, 1)
+	}
+	return s.m.Run(s.in)
+}
+
+func (s *doubled) Free() {
+	if !s.m.d.null {
+		s.m.d.count(&s.m.d.held, -1)
+	}
+}
 
 func (m *doubling) Close() error {
 	m.d.mu.Lock()
