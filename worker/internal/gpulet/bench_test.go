@@ -2,55 +2,80 @@ package gpulet_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/worker/internal/engine"
+	"github.com/gpulet/gpulet/worker/internal/engine/enginetest"
 )
 
-// BenchmarkLoop is a gpu-let with an engine that computes nothing, fed by one client over an
-// embedded server: everything on the same machine.
+// BenchmarkLoop is a gpu-let with an engine that computes nothing, and with the reference engine,
+// which gathers, fed by one client over an embedded server: everything on the same machine.
 func BenchmarkLoop(b *testing.B) {
+	ref, err := engine.Open(engine.Reference, engine.Options{Library: enginetest.ReferenceLibrary(b)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	archive := filepath.Join(b.TempDir(), "model.txt")
+	text := "gpulet-ref 1\ninput x FP32\naffine y FP32 0 2 x\nrowsum n INT32 x\n"
+	if err := os.WriteFile(archive, []byte(text), 0o600); err != nil {
+		b.Fatal(err)
+	}
 	for _, size := range []int{1, 2, 4, 8, 16, 32} {
-		b.Run(fmt.Sprintf("batch=%d", size), func(b *testing.B) {
-			b.ReportAllocs()
-			r := newRig(b, rigOptions{models: []string{"m"}, batch: size, timeout: time.Minute, null: true})
-			r.waitReady(1)
-			body := r.body(1)
-			const window = 512 // in flight: enough for full batches, not enough to overload the queue
-			slots := make(chan struct{}, window)
-			var answered, failed atomic.Int64
-			done := make(chan struct{}, 1)
-			target := int64(-1)
-			r.onReply = func(rep bus.Reply) {
-				if rep.Get("Gpulet-Status") != "ok" {
-					failed.Add(1)
-				}
-				<-slots
-				if answered.Add(1) == atomic.LoadInt64(&target) {
-					done <- struct{}{}
-				}
-			}
-			sent := int64(0)
-			for b.Loop() {
-				slots <- struct{}{}
-				sent++
-				r.publish(&bus.Message{Model: "m", RequestID: "x", ReplyTo: r.inbox.Address("x"), Body: body})
-			}
-			atomic.StoreInt64(&target, sent)
-			if answered.Load() < sent {
-				<-done
-			}
-			if n := failed.Load(); n > 0 {
-				b.Fatalf("%d of %d requests failed", n, sent)
-			}
-			rep := r.report().Models[0]
-			b.ReportMetric(float64(sent)/b.Elapsed().Seconds(), "req/s")
-			b.ReportMetric(float64(rep.Samples)/float64(rep.Batches), "samples/batch")
+		b.Run(fmt.Sprintf("null/batch=%d", size), func(b *testing.B) {
+			benchLoop(b, 1, rigOptions{models: []string{"m"}, batch: size, timeout: time.Minute, null: true})
 		})
 	}
+	for _, size := range []int{1, 8} {
+		for _, width := range []int{1, 4096} {
+			b.Run(fmt.Sprintf("ref/batch=%d/elements=%d", size, width), func(b *testing.B) {
+				benchLoop(b, width, rigOptions{models: []string{"m"}, batch: size, timeout: time.Minute, serving: ref, archive: archive})
+			})
+		}
+	}
+}
+
+// benchLoop sends requests of one sample with so many elements.
+func benchLoop(b *testing.B, width int, o rigOptions) {
+	b.ReportAllocs()
+	r := newRig(b, o)
+	r.waitReady(1)
+	body := body(b, 1, make([]float32, width)...)
+	const window = 512 // in flight: enough for full batches, not enough to overload the queue
+	slots := make(chan struct{}, window)
+	var answered, failed atomic.Int64
+	done := make(chan struct{}, 1)
+	target := int64(-1)
+	r.onReply = func(rep bus.Reply) {
+		if rep.Get("Gpulet-Status") != "ok" {
+			failed.Add(1)
+		}
+		<-slots
+		if answered.Add(1) == atomic.LoadInt64(&target) {
+			done <- struct{}{}
+		}
+	}
+	sent := int64(0)
+	for b.Loop() {
+		slots <- struct{}{}
+		sent++
+		r.publish(&bus.Message{Model: "m", RequestID: "x", ReplyTo: r.inbox.Address("x"), Body: body})
+	}
+	atomic.StoreInt64(&target, sent)
+	if answered.Load() < sent {
+		<-done
+	}
+	if n := failed.Load(); n > 0 {
+		b.Fatalf("%d of %d requests failed", n, sent)
+	}
+	rep := r.report().Models[0]
+	b.ReportMetric(float64(sent)/b.Elapsed().Seconds(), "req/s")
+	b.ReportMetric(float64(rep.Samples)/float64(rep.Batches), "samples/batch")
 }
 
 // BenchmarkRoundTrip is one request at a time, from publishing it to its reply.

@@ -25,7 +25,6 @@ type outcome struct {
 	err     error
 	started time.Time
 	took    time.Duration
-	late    bool // it did not run, because it could not start in time
 	last    bool // of its job
 }
 
@@ -36,10 +35,12 @@ type job struct {
 	ahead *staging // of a job that waits for another to end
 }
 
-// staging brings the first run of a job to the device while another job runs.
+// staging brings the first run of a job to the device while another job runs. Three goroutines meet
+// in it: the one that stages, the executor, and the loop, which may want the job back.
 type staging struct {
-	latest  time.Time // when the job must have started to be in time
-	claimed atomic.Bool
+	latest  time.Time   // when the job must have started to be in time
+	decided atomic.Bool // by who is first: the executor begins it, or the loop revokes it
+	claimed atomic.Bool // by who is first: it is staged, or begun without
 	done    chan struct{}
 	staged  engine.Staged // once done; nil: what cannot be staged is gathered, or fails, when it runs
 }
@@ -62,12 +63,18 @@ func (s *staging) stage(r run) {
 // take is what the executor does when the job's turn has come: it gets what was staged, waits for
 // what is being staged, and does not wait for what is not.
 func (s *staging) take() engine.Staged {
-	if s == nil || s.claimed.CompareAndSwap(false, true) {
+	if s.claimed.CompareAndSwap(false, true) {
 		return nil
 	}
 	<-s.done
 	return s.staged
 }
+
+// begin reports whether the job may run; it may not when it was revoked.
+func (s *staging) begin() bool { return s.decided.CompareAndSwap(false, true) }
+
+// revoke takes a job back that has not begun, and reports whether it could.
+func (s *staging) revoke() bool { return s.decided.CompareAndSwap(false, true) }
 
 // executor runs jobs one after the other on one OS thread: LibTorch keeps a team of threads for
 // every thread that calls it. A second thread stages what runs next.
@@ -92,7 +99,7 @@ func startExecutor() *executor {
 	return e
 }
 
-// run hands over a job of runs. With a staging it waits for a job before it, and is staged meanwhile.
+// run hands over a job of runs. With a staging, it waits for the job before it and is staged meanwhile.
 func (e *executor) run(runs []run, ahead *staging) {
 	j := &job{runs: runs, ahead: ahead}
 	if ahead != nil {
@@ -145,29 +152,27 @@ func (e *executor) loop() {
 	}
 }
 
-// turn executes a job's runs. When the job before took so long that this one cannot be in time any
-// more, it goes back: what it holds may be better off in another batch.
+// turn executes a job's runs, unless it was revoked or nobody waits for it any more.
 func (e *executor) turn(j *job) {
-	staged := j.ahead.take()
-	if staged != nil {
-		defer staged.Free()
+	var staged engine.Staged
+	if j.ahead != nil {
+		if staged = j.ahead.take(); staged != nil {
+			defer staged.Free()
+		}
+		if !j.ahead.begin() {
+			return
+		}
 	}
 	select {
 	case <-e.quit:
 		return
 	default:
 	}
-	late := j.ahead != nil && time.Now().After(j.ahead.latest)
 	for i, r := range j.runs {
-		last := i == len(j.runs)-1
-		switch {
-		case late:
-			e.send(outcome{run: r, late: true, last: last})
-		case i == 0:
-			e.execute(r, staged, last)
-		default:
-			e.execute(r, nil, last)
+		if i > 0 {
+			staged = nil
 		}
+		e.execute(r, staged, i == len(j.runs)-1)
 	}
 }
 

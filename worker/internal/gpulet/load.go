@@ -275,7 +275,7 @@ func (l *loop) holds(m *bound) bool {
 	if l.batcher.Held(m.name()) > 0 {
 		return true
 	}
-	if !l.busy() {
+	if !l.busy {
 		return false
 	}
 	for req := range l.open {

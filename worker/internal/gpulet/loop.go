@@ -28,11 +28,11 @@ type loop struct {
 	open    map[*request]struct{} // fetched, and neither acknowledged nor given up
 	events  chan bus.PullEvent
 
-	exec *executor
-	// flight is what the executor was given and has not finished, by the estimated time of each: a
-	// job that runs and, behind it, one that is being staged.
-	flight    []time.Duration
-	busyUntil time.Time // estimate, of all that is in flight
+	exec      *executor
+	busy      bool
+	busyUntil time.Time // estimate, next included
+	next      *next     // handed over behind what runs; nil: nothing
+	revoked   bool      // it was taken back; the executor has yet to notice
 	lead      lead
 	ahead     int            // batches of every model to hold
 	storing   sync.WaitGroup // results being stored, shared with their goroutines
@@ -160,7 +160,7 @@ func (l *loop) aborted() error {
 
 // drained reports whether nothing is left to do before the process may end.
 func (l *loop) drained() bool {
-	return l.draining && !l.busy() && len(l.open) == 0 && len(l.events) == 0
+	return l.draining && !l.busy && len(l.open) == 0 && len(l.events) == 0
 }
 
 // step does whatever can be done now and sets the timer for what cannot.
@@ -168,6 +168,7 @@ func (l *loop) step() {
 	now := time.Now()
 	l.retire()
 	l.closeModels()
+	l.revoke(now)
 	l.launch(now)
 	l.pull(now)
 	l.load(now)
@@ -178,50 +179,19 @@ func (l *loop) step() {
 // launch hands the executor its next batch, if it is free, and gives up what is too late.
 func (l *loop) launch(now time.Time) {
 	var d batch.Decision
-	if l.busy() || l.delivering(now) {
+	if l.busy || l.delivering(now) {
 		d = l.batcher.Expire(now)
 	} else {
 		d = l.batcher.Next(now)
 	}
 	l.wake = d.Wake
 	if n := d.Launch; len(n.Items) > 0 {
-		l.flight, l.busyUntil = append(l.flight, n.Exec), now.Add(n.Exec)
+		l.busy, l.busyUntil = true, now.Add(n.Exec)
 		l.exec.run(newRuns(l.models[n.Model], n.Items), nil)
 	}
 	l.launchAhead(now)
 	for _, it := range d.Expired {
 		l.expire(it.Payload.(*request), now) //nolint:forcetypeassert // the loop puts nothing else in
-	}
-}
-
-// launchAhead hands the executor, while it is busy, the batch after the one that runs, if nothing is
-// gained by waiting until it is free: then that batch is staged meanwhile, and starts at once. What
-// is late by then comes back.
-func (l *loop) launchAhead(now time.Time) {
-	if len(l.flight) != 1 {
-		return
-	}
-	free := l.busyUntil
-	if free.Before(now) {
-		free = now
-	}
-	n := l.batcher.NextFull(free)
-	if len(n.Items) == 0 {
-		return
-	}
-	l.flight, l.busyUntil = append(l.flight, n.Exec), free.Add(n.Exec)
-	l.exec.run(newRuns(l.models[n.Model], n.Items), newStaging(n.Items[0].Deadline.Add(-n.Exec)))
-}
-
-// busy reports whether the executor has anything to run.
-func (l *loop) busy() bool { return len(l.flight) > 0 }
-
-// landed takes the job that has run out of flight. The one behind it starts now.
-func (l *loop) landed(now time.Time) {
-	l.flight = append(l.flight[:0], l.flight[1:]...)
-	l.busyUntil = now
-	for _, exec := range l.flight {
-		l.busyUntil = l.busyUntil.Add(exec)
 	}
 }
 
@@ -240,28 +210,15 @@ func (l *loop) finished(o outcome) error {
 	if engine.CodeOf(o.err) == engine.EDEVICE {
 		return fmt.Errorf("%w: %w", ErrDevice, o.err)
 	}
-	now := time.Now()
-	if o.late {
-		l.putBack(o.requests, now)
-	} else {
-		o.model.ran(o)
-	}
+	o.model.ran(o)
 	if o.last {
+		now := time.Now()
 		l.landed(now)
 		l.launch(now)
 		l.pull(now)
 	}
-	if !o.late {
-		l.answer(o)
-	}
+	l.answer(o)
 	return nil
-}
-
-// putBack returns requests that were handed over too early to be in time: the batcher decides anew.
-func (l *loop) putBack(requests []*request, now time.Time) {
-	for _, req := range requests {
-		l.hold(req, now)
-	}
 }
 
 // hold gives a request to the batcher.
@@ -341,6 +298,9 @@ func (l *loop) arm(now time.Time) {
 		if m.delivering(now) {
 			at = earlier(at, m.first.Add(endGrace))
 		}
+	}
+	if l.next != nil {
+		at = earlier(at, l.next.latest)
 	}
 	wait := time.Hour
 	if !at.IsZero() {

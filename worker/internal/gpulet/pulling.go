@@ -29,7 +29,7 @@ func (l *loop) pullTime(m *bound) time.Time {
 		return time.Time{}
 	}
 	at := m.pullAt
-	if l.busy() {
+	if l.busy {
 		if free := l.busyUntil.Add(-l.lead.time()); free.After(at) {
 			at = free
 		}

@@ -1,6 +1,7 @@
 package gpulet_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -59,6 +60,8 @@ type rigOptions struct {
 	execMs  float64       // of a batch, by the plan; 0: 1
 	grace   time.Duration // for draining
 	tap     *tap          // between the gpu-lets and the server; nil: none
+	serving engine.Engine // nil: the doubler
+	archive string        // of models, for that engine
 	verbose bool
 }
 
@@ -161,8 +164,12 @@ func (r *rig) start(models ...string) *served {
 	if r.options.verbose {
 		out = os.Stderr
 	}
+	eng := engine.Engine(r.engine)
+	if r.options.serving != nil {
+		eng = r.options.serving
+	}
 	cfg := gpulet.Config{
-		ID: "g" + strconv.Itoa(len(r.gpulets)), Host: "h", Share: 50, Device: "cpu", Engine: r.engine, Bus: worker,
+		ID: "g" + strconv.Itoa(len(r.gpulets)), Host: "h", Share: 50, Device: "cpu", Engine: eng, Bus: worker,
 		Commands: s.commands, Report: s.reported, Grace: r.options.grace,
 		Log: slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
@@ -208,7 +215,7 @@ func (r *rig) assignment(name string) link.Assignment {
 			},
 			Version: 7, Hash: "hash of " + name,
 		},
-		Archive: "/models/" + name,
+		Archive: cmp.Or(r.options.archive, "/models/"+name),
 	}
 }
 
