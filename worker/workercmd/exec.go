@@ -30,6 +30,9 @@ type execConfig struct {
 	EngineLib string `env:"ENGINE_LIB" usage:"the engine's shared library, or its folder (default: beside the program)"`
 	Precision string `env:"PRECISION" usage:"stored, fp32, fp16 or bf16 (default: the model's own)"`
 	Dim       int64  `env:"DIM" envDefault:"128" usage:"size of dimensions that vary"`
+	Layout    string `env:"LAYOUT" usage:"channels_last: keep images in NHWC order (default: as they come)"`
+	Eager     bool   `env:"EAGER" usage:"capture no CUDA graphs"`
+	Together  int    `env:"CONCURRENCY" envDefault:"1" usage:"copies of the model that run at the same time, each with a thread and a CUDA stream of its own"`
 	MPS       mpsConfig
 }
 
@@ -41,9 +44,16 @@ func (c *execConfig) Validate() error {
 		return fmt.Errorf("device %q: expected auto, cpu, cuda or cuda:N", c.Device)
 	case c.Engine != engine.Torch && c.Engine != engine.Reference:
 		return fmt.Errorf("engine %q: expected %s or %s", c.Engine, engine.Torch, engine.Reference)
+	case c.Layout != "" && c.Layout != engine.ChannelsLast:
+		return fmt.Errorf("layout %q: expected %s, or none", c.Layout, engine.ChannelsLast)
+	case c.Together < 1 || c.Together > maxTogether:
+		return fmt.Errorf("concurrency %d: expected 1 to %d", c.Together, maxTogether)
 	}
 	return nil
 }
+
+// maxTogether is more than a GPU runs at the same time.
+const maxTogether = 128
 
 // execArgs are its arguments.
 type execArgs struct {
@@ -63,6 +73,11 @@ type execReport struct {
 	SMs       int    `json:"sms,omitempty"`   // on a GPU: those the process sees
 	Engine    string `json:"engine"`
 	Precision string `json:"precision"`
+	Layout    string `json:"layout,omitempty"`
+	Eager     bool   `json:"eager,omitempty"` // no CUDA graphs were captured
+	// Together is how many copies of the model ran at the same time. Latencies are of all their
+	// runs, throughput and memory of all together.
+	Together int `json:"concurrency"`
 	exec.Report
 	LoadMs   float64  `json:"load_ms"`
 	MemBytes int64    `json:"mem_bytes"`
@@ -83,6 +98,8 @@ of the cores where there is no GPU (default: 100). For a share of a GPU it
 starts an MPS daemon, or uses the one that is there.`,
 		Example: `  worker exec lenet 1000 1 0
   worker exec resnet50 1000 1 0.1 50
+  worker exec resnet50 1000 1 0 --eager
+  worker exec mobilenet_v2 1000 8 0 --layout channels_last --concurrency 4
   worker exec ./models/lenet 100 8 0 --device cpu --json`,
 		Args: cobra.RangeArgs(4, 5),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -146,14 +163,15 @@ func runExec(cmd *cobra.Command, config execConfig, args execArgs, asJSON bool) 
 	defer eng.Close()
 
 	loaded, err := loadForExec(cmd, eng, m, config, args.run.Batch, &report)
+	for _, l := range loaded {
+		defer l.Close()
+	}
 	if err != nil {
 		return err
 	}
-	defer loaded.Close()
-
-	show := newProgress(cmd.ErrOrStderr(), args.run.Count)
+	show := newProgress(cmd.ErrOrStderr(), args.run.Count*config.Together)
 	args.run.Progress = show.update
-	report.Report, err = exec.Run(cmd.Context(), loaded, m.Inputs, args.run)
+	report.Report, err = exec.Together(cmd.Context(), loaded, m.Inputs, args.run)
 	show.clear()
 	if report.Count > 0 {
 		if printErr := printExec(cmd.OutOrStdout(), report, asJSON); printErr != nil {
@@ -161,7 +179,7 @@ func runExec(cmd *cobra.Command, config execConfig, args execArgs, asJSON bool) 
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("after %d of %d runs: %w", report.Count, args.run.Count, err)
+		return fmt.Errorf("after %d of %d runs: %w", report.Count, args.run.Count*config.Together, err)
 	}
 	return nil
 }
@@ -246,20 +264,29 @@ func hasGPU() bool {
 	return err == nil
 }
 
-func loadForExec(cmd *cobra.Command, eng engine.Engine, m model.Model, config execConfig, batch int, report *execReport) (engine.Model, error) {
+// loadForExec loads the copies of the model. Those that were loaded are returned with an error too.
+func loadForExec(cmd *cobra.Command, eng engine.Engine, m model.Model, config execConfig, batch int, report *execReport) ([]engine.Model, error) {
 	start := time.Now()
-	loaded, err := eng.Load(cmd.Context(), engine.Spec{
-		Model:     m,
-		Device:    report.Device,
-		Precision: config.Precision,
-		MaxBatch:  max(batch, m.MaxBatch),
-		Batches:   []int{batch},
-	})
-	if err != nil {
-		return nil, err
+	var loaded []engine.Model
+	for range config.Together {
+		l, err := eng.Load(cmd.Context(), engine.Spec{
+			Model:        m,
+			Device:       report.Device,
+			Precision:    config.Precision,
+			MaxBatch:     max(batch, m.MaxBatch),
+			Batches:      []int{batch},
+			ChannelsLast: config.Layout == engine.ChannelsLast,
+			Eager:        config.Eager,
+		})
+		if err != nil {
+			return loaded, err
+		}
+		loaded = append(loaded, l)
+		report.MemBytes += l.MemBytes()
+		report.Notes = l.Notes()
 	}
 	report.LoadMs = float64(time.Since(start).Microseconds()) / 1e3
-	report.MemBytes, report.Notes = loaded.MemBytes(), loaded.Notes()
+	report.Layout, report.Eager, report.Together = config.Layout, config.Eager, config.Together
 	report.Precision = config.Precision
 	if report.Precision == "" {
 		report.Precision = m.Precision
@@ -278,6 +305,15 @@ func printExec(w io.Writer, r execReport, asJSON bool) error {
 		where += fmt.Sprintf(", %d cores", r.Cores)
 	case r.SMs > 0:
 		where += fmt.Sprintf(", %d SMs", r.SMs)
+	}
+	if r.Layout != "" {
+		where += ", " + r.Layout
+	}
+	if r.Eager {
+		where += ", eager"
+	}
+	if r.Together > 1 {
+		where += fmt.Sprintf(", %d at a time", r.Together)
 	}
 	_, err := fmt.Fprintf(w, `%s  batch %d  %s  %s
   runs       %d

@@ -78,10 +78,35 @@ func TestExecPrintsLatencies(t *testing.T) {
 		report.P50Ms <= 0 || report.P99Ms < report.P50Ms || report.SamplesPerSec <= 0 || report.Engine == "" {
 		t.Errorf("report %+v", report)
 	}
+	if report.Together != 1 || report.Eager || strings.Contains(out, `"layout"`) {
+		t.Errorf("report %+v: expected one copy, with graphs, in the layout it comes in", report)
+	}
 	for _, field := range []string{`"model"`, `"batch"`, `"share"`, `"count"`, `"p50_ms"`, `"p99_ms"`, `"samples_per_s"`} {
 		if !strings.Contains(out, field) {
 			t.Errorf("JSON lacks %s: %s", field, out)
 		}
+	}
+}
+
+func TestExecRunsCopiesTogether(t *testing.T) {
+	root, lib := refRepository(t), enginetest.ReferenceLibrary(t)
+	args := []string{
+		"--models", root, "--engine", "ref", "--engine-lib", lib, "affine", "20", "2", "0",
+		"--concurrency", "3", "--eager", "--layout", "channels_last",
+	}
+	code, out, errOut := execute(t, append(args, "--json")...)
+	if code != cli.ExitOK {
+		t.Fatalf("exit %d: %s", code, errOut)
+	}
+	var report execReport
+	if err := json.Unmarshal([]byte(out), &report); err != nil {
+		t.Fatalf("%v in %q", err, out)
+	}
+	if report.Count != 60 || report.Together != 3 || !report.Eager || report.Layout != "channels_last" {
+		t.Errorf("report %+v: expected 60 runs of 3 eager copies in NHWC", report)
+	}
+	if _, out, _ = execute(t, args...); !strings.Contains(out, "channels_last, eager, 3 at a time") {
+		t.Errorf("output does not say how it ran:\n%s", out)
 	}
 }
 
@@ -99,6 +124,8 @@ func TestExecExplainsWrongUsage(t *testing.T) {
 		"share":        {[]string{"affine", "10", "1", "0", "101"}, cli.ExitUsage, []string{"SHARE", `"101"`, "to 100"}},
 		"device":       {[]string{"affine", "10", "1", "0", "--device", "tpu"}, cli.ExitUsage, []string{`"tpu"`, "cuda:N"}},
 		"engine":       {[]string{"affine", "10", "1", "0", "--engine", "onnx"}, cli.ExitUsage, []string{`"onnx"`, "torch"}},
+		"layout":       {[]string{"affine", "10", "1", "0", "--layout", "NHWC"}, cli.ExitUsage, []string{`"NHWC"`, "channels_last"}},
+		"concurrency":  {[]string{"affine", "10", "1", "0", "--concurrency", "0"}, cli.ExitUsage, []string{"concurrency 0", "1 to 128"}},
 		"precision":    {[]string{"affine", "10", "1", "0", "--precision", "fp8"}, cli.ExitFailed, []string{`"fp8"`, "fp16"}},
 		"no model":     {[]string{"nothing", "10", "1", "0"}, cli.ExitFailed, []string{"nothing"}},
 		"no library":   {[]string{"affine", "10", "1", "0", "--engine-lib", root}, cli.ExitFailed, []string{"make engine-ref"}},

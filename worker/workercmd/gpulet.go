@@ -115,10 +115,25 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 	})
 	defer dead()
 	log.Info("serving", "engine", eng.Info().Version, "share", cfg.Share, "cores", cfg.Cores, "sms", sms)
-	return gpulet.Run(ctx, gpulet.Config{
+	err = gpulet.Run(ctx, gpulet.Config{
 		ID: cfg.ID, Host: cfg.Host, GPU: cfg.GPU, Share: cfg.Share, Device: cfg.Device, PID: os.Getpid(),
 		Engine: eng, Bus: b, Commands: commands, Report: reports.put, Grace: cfg.Grace, Log: log,
 	})
+	if errors.Is(err, gpulet.ErrDevice) {
+		return deviceFailed(err)
+	}
+	return err
+}
+
+// deviceExit is how long a process may take to end after its device failed.
+const deviceExit = time.Second
+
+// deviceFailed makes the process end with link.ExitDeviceFailed, soon, whatever else hangs: the GPU
+// takes no new process until this one has gone. Threads that wait in the driver are left where they
+// are, and nothing of CUDA or LibTorch is torn down, since os.Exit runs no destructors.
+func deviceFailed(err error) error {
+	time.AfterFunc(deviceExit, func() { os.Exit(link.ExitDeviceFailed) })
+	return cli.WithCode(link.ExitDeviceFailed, err)
 }
 
 // checkShare refuses to serve on more of a GPU than the share: neighbours would be slower than

@@ -499,6 +499,31 @@ func TestAKilledGpuletLosesNoRequest(t *testing.T) {
 	}
 }
 
+func TestAGpuletWhoseDeviceFailsSaysSoAndStartsAgain(t *testing.T) {
+	s := newSite(t, "a")
+	s.write("a/1/model.pt", "gpulet-ref 1\ninput x FP32\naffine y FP32 0 2 x\nfault x 1000\n")
+	s.register("a")
+	agent := s.agent()
+	s.publish("g1 100 a")
+	before := s.waitReady("g1")[0].PID
+	body, err := wire.EncodeRequest(wire.TypeMsgpack, wire.Request{Inputs: []tensor.Tensor{
+		{Name: "x", DType: tensor.FP32, Shape: []int64{1, 4}, Data: enginetest.Floats(0, 0, 0, 1001)},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// It is delivered again, but too late to do it again.
+	if err := s.client.Publish(t.Context(), &bus.Message{Model: "a", Body: body, Timeout: 900 * time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
+	agent.waitLog("device failed: all gpu-lets on it start again")
+	s.waitGpulets("a new process", func(now []plan.GpuletReport) bool {
+		return len(now) == 1 && now[0].State == plan.Ready && now[0].PID != before
+	})
+	s.send("a", 20)
+	s.waitAnswered()
+}
+
 func TestAKilledAgentLeavesNoProcess(t *testing.T) {
 	s := newSite(t, "a")
 	agent := s.agent()

@@ -55,6 +55,9 @@ type Device struct {
 	MemTotal int64  `json:"mem_total"` // bytes, 0 when unknown
 }
 
+// ChannelsLast is what profiles, plans and command lines call the layout of Spec.ChannelsLast.
+const ChannelsLast = "channels_last"
+
 // Spec asks for one model on one device.
 type Spec struct {
 	// Model gives the archive (Path), the names, dtypes and shapes of inputs and outputs, and

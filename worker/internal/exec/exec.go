@@ -1,6 +1,7 @@
-// Package exec runs one loaded model alone, again and again, and reports how long it takes.
+// Package exec runs a loaded model alone, or several beside each other, again and again, and reports
+// how long it takes.
 //
-// It knows no queue and no other model: what it measures is what the model and the engine cost.
+// It knows no queue: what it measures is what the models and the engine cost.
 package exec
 
 import (
@@ -11,6 +12,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/gpulet/gpulet/shared/tensor"
@@ -27,7 +29,7 @@ type Config struct {
 	Interval time.Duration // between the starts of two runs; 0 runs back to back
 	// VaryingDim stands where an input's dimension varies.
 	VaryingDim int64
-	// Progress, if given, is called after every run.
+	// Progress, if given, is called after every run, one call at a time.
 	Progress func(done int)
 }
 
@@ -61,9 +63,15 @@ type Report struct {
 	FetchMs  float64 `json:"fetch_ms"`
 }
 
-// Run measures m. The calling goroutine is locked to its thread meanwhile. When ctx ends, the
-// report covers what was done until then, and the error is that of ctx.
+// Run measures m. When ctx ends, the report covers what was done until then, and the error is that
+// of ctx.
 func Run(ctx context.Context, m engine.Model, inputs []tensor.Spec, c Config) (Report, error) {
+	return Together(ctx, []engine.Model{m}, inputs, c)
+}
+
+// Together measures models that run at the same time, each on a thread of its own, Count runs of
+// each. The report is of all their runs; its throughput is that of all together.
+func Together(ctx context.Context, models []engine.Model, inputs []tensor.Spec, c Config) (Report, error) {
 	if err := c.Validate(); err != nil {
 		return Report{}, err
 	}
@@ -71,17 +79,41 @@ func Run(ctx context.Context, m engine.Model, inputs []tensor.Spec, c Config) (R
 	if err != nil {
 		return Report{}, err
 	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	lanes := make([]lane, len(models))
+	var warm, done sync.WaitGroup
+	begin := make(chan struct{})
+	progress := &progress{tell: c.Progress}
+	for i := range lanes {
+		l := &lanes[i]
+		warm.Add(1)
+		done.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			l.err = warmUp(ctx, models[i], in)
+			l.failed = l.err != nil && ctx.Err() == nil
+			warm.Done()
+			if <-begin; l.err == nil {
+				l.measure(ctx, models[i], in, c, progress)
+			}
+		})
+	}
+	warm.Wait()
+	start := time.Now()
+	close(begin)
+	done.Wait()
+	return merge(lanes, c.Batch, time.Since(start))
+}
+
+func warmUp(ctx context.Context, m engine.Model, in []engine.Input) error {
 	for range warmUps {
 		if _, err := once(m, in); err != nil {
-			return Report{}, fmt.Errorf("warm up: %w", err)
+			return fmt.Errorf("warm up: %w", err)
 		}
 		if err := ctx.Err(); err != nil {
-			return Report{}, err
+			return err
 		}
 	}
-	return measure(ctx, m, in, c)
+	return nil
 }
 
 // sample is one measured run.
@@ -90,27 +122,64 @@ type sample struct {
 	timing engine.Timing
 }
 
-func measure(ctx context.Context, m engine.Model, in []engine.Input, c Config) (Report, error) {
-	samples := make([]sample, 0, c.Count)
+// lane is what was measured of one of the models.
+type lane struct {
+	samples []sample
+	err     error // why it ended early
+	failed  bool  // the model is why
+}
+
+func (l *lane) measure(ctx context.Context, m engine.Model, in []engine.Input, c Config, p *progress) {
+	l.samples = make([]sample, 0, c.Count)
 	start := time.Now()
-	var err error
 	for i := range c.Count {
-		if err = waitUntil(ctx, start.Add(time.Duration(i)*c.Interval)); err != nil {
-			break
+		if l.err = waitUntil(ctx, start.Add(time.Duration(i)*c.Interval)); l.err != nil {
+			return
 		}
-		s, runErr := once(m, in)
-		if runErr != nil {
-			return Report{}, fmt.Errorf("run %d of %d: %w", i+1, c.Count, runErr)
+		s, err := once(m, in)
+		if err != nil {
+			l.err, l.failed = fmt.Errorf("run %d of %d: %w", i+1, c.Count, err), true
+			return
 		}
-		samples = append(samples, s)
-		if c.Progress != nil {
-			c.Progress(i + 1)
+		l.samples = append(l.samples, s)
+		p.step()
+	}
+}
+
+// merge reports on all lanes. A model that failed leaves nothing to report.
+func merge(lanes []lane, batch int, elapsed time.Duration) (Report, error) {
+	var samples []sample
+	var err error
+	for _, l := range lanes {
+		if l.failed {
+			return Report{}, l.err
 		}
+		if err == nil {
+			err = l.err
+		}
+		samples = append(samples, l.samples...)
 	}
 	if len(samples) == 0 {
 		return Report{}, err
 	}
-	return summarize(samples, c.Batch, time.Since(start)), err
+	return summarize(samples, batch, elapsed), err
+}
+
+// progress counts the runs of all lanes.
+type progress struct {
+	mu   sync.Mutex // guards done, and calls of tell
+	done int
+	tell func(done int) // nil: nobody wants to know
+}
+
+func (p *progress) step() {
+	if p.tell == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.done++
+	p.tell(p.done)
 }
 
 // waitUntil returns at t, or early with the error of ctx.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/tensor"
@@ -100,6 +101,33 @@ func TestRunReportsTheModelsError(t *testing.T) {
 	if _, err := Run(t.Context(), m, specs, Config{Count: 1, Batch: 1, VaryingDim: 1}); engine.CodeOf(err) != engine.EINVAL {
 		t.Errorf("Run of a closed model: %v", err)
 	}
+}
+
+func TestModelsRunTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fast := simulated(t, func(int) time.Duration { return 2 * time.Millisecond })
+		slow := simulated(t, func(int) time.Duration { return 6 * time.Millisecond })
+		var last int
+		c := Config{Count: 10, Batch: 4, VaryingDim: 5, Progress: func(done int) { last = done }}
+		got, err := Together(t.Context(), []engine.Model{fast, slow}, specs, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// 10 runs of each, the slow ones until 60 ms.
+		want := Report{Count: 20, P50Ms: 2, P90Ms: 6, P99Ms: 6, MinMs: 2, MaxMs: 6, SamplesPerSec: 80 / 0.06}
+		if diff := cmp.Diff(want, got, cmpopts.EquateApprox(0, 1e-6)); diff != "" {
+			t.Errorf("report (-want +got):\n%s", diff)
+		}
+		if last != 20 {
+			t.Errorf("progress ended at %d of 20", last)
+		}
+		if err := slow.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Together(t.Context(), []engine.Model{fast, slow}, specs, c); engine.CodeOf(err) != engine.EINVAL || got.Count != 0 {
+			t.Errorf("beside a closed model: %+v, %v", got, err)
+		}
+	})
 }
 
 func TestConfigIsChecked(t *testing.T) {

@@ -94,15 +94,12 @@ func (m *bound) wanted(device string) engine.Spec {
 	cfg.Path = m.Archive
 	return engine.Spec{
 		Model: cfg, Device: device, Precision: cfg.Precision, MaxBatch: cfg.MaxBatch, Batches: buckets(m.planned()),
-		ChannelsLast: m.Layout == channelsLast,
+		ChannelsLast: m.Layout == engine.ChannelsLast,
 	}
 }
 
 // serves reports whether the loaded model is the one that is wanted, whatever it is prepared for.
 func (m *bound) serves(want engine.Spec) bool { return m.loaded != nil && sameModel(m.spec, want) }
-
-// channelsLast is plan.Assignment's Layout NHWC.
-const channelsLast = "channels_last"
 
 // buckets are the batch sizes to prepare for batches of up to n samples.
 func buckets(n int) []int {
