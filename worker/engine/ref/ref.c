@@ -765,6 +765,7 @@ static const gle_api api = {
     .prepare = prepare,
     .run = run,
     .result_free = result_free,
+    .decode_image = NULL, /* no GLE_HAS_JPEG */
 };
 
 const gle_api* gle_get_api(uint32_t abi_version) {

@@ -9,6 +9,7 @@
 #include "device.h"
 #include "engine.h"
 #include "errors.h"
+#include "images.h"
 #include "model.h"
 #include "settings.h"
 
@@ -110,6 +111,17 @@ void result_free(gle_result* result) {
   delete static_cast<Result*>(result);
 }
 
+#ifdef GLE_JPEG
+int decode_image(const gle_image* image, char* err, size_t err_cap) {
+  return guard(GLE_EINVAL, err, err_cap, [&] {
+    check_size(image, "gle_image");
+    decode_jpeg(*image);
+  });
+}
+#else
+constexpr decltype(gle_api::decode_image) decode_image = nullptr;
+#endif
+
 constexpr uint32_t features() {
   uint32_t f = 0;
 #ifdef GLE_CUDA
@@ -117,6 +129,9 @@ constexpr uint32_t features() {
 #endif
 #if __has_include(<torch/csrc/inductor/aoti_package/model_package_loader.h>) && !defined(GLE_NO_AOTI)
   f |= GLE_HAS_AOTI;
+#endif
+#ifdef GLE_JPEG
+  f |= GLE_HAS_JPEG;
 #endif
   return f;
 }
@@ -137,6 +152,7 @@ constexpr gle_api kApi = {
     prepare,
     run,
     result_free,
+    decode_image,
 };
 
 }  // namespace

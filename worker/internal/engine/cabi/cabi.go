@@ -13,6 +13,7 @@ package cabi
 #cgo CFLAGS: -I${SRCDIR}/../../../engine/include
 #cgo LDFLAGS: -ldl
 #include <dlfcn.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include "engine.h"
 
@@ -30,7 +31,8 @@ static const gle_api *open_library(const char *path, const char **why) {
 		return NULL;
 	}
 	const gle_api *api = get(GLE_ABI_VERSION);
-	if (api == NULL || api->size < sizeof(gle_api)) {
+	// What was appended since is asked for by its feature.
+	if (api == NULL || api->size < offsetof(gle_api, decode_image)) {
 		*why = "the engine speaks another ABI version than this worker";
 		return NULL;
 	}
