@@ -3,7 +3,8 @@
 //
 // One goroutine, the loop, owns all state: the batcher, the pullers, what is in flight. A second
 // one, the executor, is locked to its OS thread and owns the loaded models; a third loads models
-// while the others serve. The loop hands the executor its next batch before it answers the last
+// while the others serve, and further ones decode images, so that neither the loop nor the engine
+// waits for them. The loop hands the executor its next batch before it answers the last
 // one, so the engine does not wait for replies to be encoded.
 //
 // Requests are fetched late on purpose: not before the executor is about to be free, and never
@@ -43,6 +44,8 @@ type Config struct {
 	Commands <-chan link.Command
 	// Report is called with the state on every change and every second. It must not block.
 	Report func(plan.GpuletReport)
+	// Decoders is how many images are decoded at once; 0: one per core, at most 16.
+	Decoders int
 	// Grace is how long draining may take; what is held then is left unacknowledged.
 	Grace time.Duration
 	Log   *slog.Logger
