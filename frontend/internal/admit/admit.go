@@ -62,15 +62,15 @@ func Message(n int, maxPayload int64) error {
 	}
 	return &Refusal{
 		Status: wire.BadRequest, TooLarge: true,
-		Detail: fmt.Sprintf("tensors of %d bytes as queued: expected at most %d (the server's max_payload of %d less %d for headers)",
+		Detail: fmt.Sprintf("body of %d bytes as queued: expected at most %d (the server's max_payload of %d less %d for headers)",
 			n, maxPayload-headroom, maxPayload, headroom),
 	}
 }
 
 // Tensors refuses a request whose inputs or wanted outputs are not those of m, or that has more
-// samples than m takes.
+// samples than m takes. Inputs may come in every type that m's preprocess accepts.
 func Tensors(req wire.Request, m *model.Model) error {
-	samples, err := req.Check(m.Inputs)
+	samples, err := req.Check(m.Accepted())
 	if err != nil {
 		return BadRequest(fmt.Errorf("model %s: %w", m.Name, err))
 	}
@@ -78,6 +78,14 @@ func Tensors(req wire.Request, m *model.Model) error {
 		return Refusef(wire.BadRequest, "model %s: %d samples: expected at most %d, the model's max_batch", m.Name, samples, m.MaxBatch)
 	}
 	if err := req.CheckOutputs(m.Outputs); err != nil {
+		return BadRequest(fmt.Errorf("model %s: %w", m.Name, err))
+	}
+	return nil
+}
+
+// Image refuses an image for a model that takes none.
+func Image(m *model.Model) error {
+	if _, err := m.ImageInput(); err != nil {
 		return BadRequest(fmt.Errorf("model %s: %w", m.Name, err))
 	}
 	return nil

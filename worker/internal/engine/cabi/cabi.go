@@ -32,7 +32,7 @@ static const gle_api *open_library(const char *path, const char **why) {
 		return NULL;
 	}
 	const gle_api *api = get(GLE_ABI_VERSION);
-	// Tables only grow at their end: see can_stage.
+	// Tables only grow at their end: see can_stage, and the features.
 	if (api == NULL || api->size < offsetof(gle_api, stage)) {
 		*why = "the engine speaks another ABI version than this worker";
 		return NULL;
