@@ -39,6 +39,7 @@ type gpuletConfig struct {
 	Unlimited bool          `env:"ALLOW_UNPARTITIONED" usage:"serve although the share does not hold"`
 	Cores     []int         `env:"CORES" usage:"cores to run on (default: all)"`
 	Profiles  string        `env:"PROFILES" envDefault:"profiles" usage:"folder of profiles, for the simulated engine"`
+	Streams   bool          `env:"STREAMS" usage:"serve every model by an executor of its own, side by side"`
 	Grace     time.Duration `env:"GRACE" envDefault:"25s" usage:"time to drain in"`
 }
 
@@ -115,7 +116,11 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 	})
 	defer dead()
 	log.Info("serving", "engine", eng.Info().Version, "share", cfg.Share, "cores", cfg.Cores, "sms", sms)
-	return gpulet.Run(ctx, gpulet.Config{
+	serve := gpulet.Run
+	if cfg.Streams {
+		serve = runStreams
+	}
+	return serve(ctx, gpulet.Config{
 		ID: cfg.ID, Host: cfg.Host, GPU: cfg.GPU, Share: cfg.Share, Device: cfg.Device, PID: os.Getpid(),
 		Engine: eng, Bus: b, Commands: commands, Report: reports.put, Grace: cfg.Grace, Log: log,
 	})
