@@ -89,6 +89,7 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 			return err
 		}
 	}
+	opening := time.Now()
 	eng, err := openEngine(cfg)
 	if err != nil {
 		return err
@@ -97,6 +98,7 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 	if err != nil {
 		return err
 	}
+	connecting := time.Now()
 	b, err := bus.Connect(ctx, cfg.Bus, bus.RoleWorker, "gpulet "+cfg.ID, log)
 	if ctx.Err() != nil {
 		return nil // told to end before there was anything to drain
@@ -105,6 +107,7 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 		return err
 	}
 	defer b.Close()
+	connected := time.Now()
 	reports := startReports(cmd.OutOrStdout(), log)
 	defer reports.stop()
 	// Whatever hangs, a process whose agent is gone must end.
@@ -115,7 +118,8 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 		})
 	})
 	defer dead()
-	log.Info("serving", "engine", eng.Info().Version, "share", cfg.Share, "cores", cfg.Cores, "sms", sms)
+	log.Info("serving", "engine", eng.Info().Version, "share", cfg.Share, "cores", cfg.Cores, "sms", sms,
+		"engine_took", connecting.Sub(opening), "connect_took", connected.Sub(connecting))
 	serve := gpulet.Run
 	if cfg.Streams {
 		serve = runStreams
