@@ -111,7 +111,7 @@ def goodput(cells: List[Json]) -> str:
     parts = ["## Goodput\n", "Samples/s within their SLO, and, in parentheses, what the planner promised.\n",
              table(["mix", *ARMS.values(), "`gpulet` / `sbp`"], [goodput_row(by, mix) for mix in mixes]),
              goodput_verdict(by, mixes), goodput_notes(cells), "### Predicted and measured violations\n",
-             "Of every rate that was tried: what `planner simulate` says of its plan, and what was measured.\n",
+             "Of every rate that was tried: what `planner simulate` says of its plan, with the part of each SLO that plans\nkeep for the way through the queue taken off, and what was measured.\n",
              table(["mix", "arm", "samples/s", "predicted", "measured", "worst model", "its p99 (SLO)", "GPU busy", "cores busy"],
                    [try_row(c, t) for mix in mixes for arm in ARMS if (c := by.get((mix, arm))) for t in c["tries"] or []]),
              "### Runs\n", "\n".join(sorted({f"- {where(c)}" for c in cells})) + "\n"]

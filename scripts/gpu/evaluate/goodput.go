@@ -103,6 +103,7 @@ type cell struct {
 	Samples  map[string]int     `json:"samples"` // per request, by model
 	Body     string             `json:"body,omitempty"`
 	StepS    float64            `json:"step_s"`
+	Reserve  float64            `json:"reserve_ms"`        // of every SLO, kept for what happens outside the engine
 	Skipped  string             `json:"skipped,omitempty"` // why nothing was measured
 	Expected float64            `json:"expected_rps"`      // highest rate that the planner promises; 0: it promises nothing
 	Goodput  float64            `json:"goodput_rps"`       // samples/s within their SLO at the highest good rate; 0: none was
@@ -255,7 +256,7 @@ func (e *evaluation) cell(ctx context.Context, mix string, a arm, tries int) (ce
 	parts, _ := parseMix(mix) // Validate has read it
 	c := cell{
 		About: e.about, Mix: mix, Arm: a.name, GPUType: e.site.device.GPUType, Parts: parts, SLOsMs: map[string]float64{},
-		Body: e.cfg.Body, StepS: e.cfg.Step.Seconds(), Tries: []try{},
+		Body: e.cfg.Body, StepS: e.cfg.Step.Seconds(), Reserve: e.cfg.Common.Reserve.Seconds() * 1000, Tries: []try{},
 	}
 	slos, err := e.slos(parts)
 	if err != nil {

@@ -45,9 +45,11 @@ type config struct {
 	Out      string `env:"OUT" envDefault:"build/gpu/results" usage:"folder for what is found, a JSON file per part"`
 	Bin      string `env:"BIN" usage:"folder of the programs (default: that of this one)"`
 	// EngineLib is passed to the worker.
-	EngineLib string        `env:"ENGINE_LIB" envDefault:"build/lib" usage:"folder of the engine's shared library"`
-	Budget    time.Duration `env:"BUDGET" envDefault:"8m" usage:"time for everything; what does not fit is left for another run"`
-	Seed      uint64        `env:"SEED" envDefault:"1" usage:"seed of arrivals"`
+	EngineLib string `env:"ENGINE_LIB" envDefault:"build/lib" usage:"folder of the engine's shared library"`
+	// Reserve is that of planner run: what is planned keeps it.
+	Reserve time.Duration `env:"RESERVE" envDefault:"1ms" usage:"part of every SLO that plans keep for what happens outside the engine"`
+	Budget  time.Duration `env:"BUDGET" envDefault:"8m" usage:"time for everything; what does not fit is left for another run"`
+	Seed    uint64        `env:"SEED" envDefault:"1" usage:"seed of arrivals"`
 
 	deadline time.Time
 }

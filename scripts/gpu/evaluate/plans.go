@@ -97,7 +97,8 @@ func scaled(parts map[string]float64, total float64) map[string]float64 {
 // offline are the flags of the planner's tools for one GPU like this one.
 func (s *site) offline(command string, slos map[string]time.Duration, args ...string) []string {
 	return append([]string{
-		command, "--gpus", s.device.GPUType + ":1", "--profiles", s.profiles, "--models", s.cfg.Models, "--slos", pairs(slos, "%v"), "--json",
+		command, "--gpus", s.device.GPUType + ":1", "--profiles", s.profiles, "--models", s.cfg.Models, "--slos", pairs(slos, "%v"),
+		"--reserve", s.cfg.Reserve.String(), "--json",
 	}, args...)
 }
 

@@ -87,7 +87,8 @@ func (c *config) simulate(ctx context.Context, of cell, t try) (*float64, error)
 	}
 	slos := map[string]time.Duration{}
 	for name, ms := range of.SLOsMs {
-		slos[name] = time.Duration(ms * float64(time.Millisecond))
+		// The simulator knows the engine alone: what happens outside takes its part of the SLO.
+		slos[name] = max(time.Duration((ms-of.Reserve)*float64(time.Millisecond)), time.Microsecond)
 	}
 	span := min(20*time.Second, max(time.Second, time.Duration(simulatedRequests/t.Rate*float64(time.Second)))).Round(time.Millisecond)
 	out, _, err := output(ctx, nil, c.program("planner"), "simulate", "--plan", file, "--rates", pairs(scaled(of.Parts, t.Rate), "%.3f"),

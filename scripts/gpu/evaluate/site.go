@@ -173,7 +173,7 @@ func (s *site) apply(ctx context.Context, p plan.Plan) (problems []string, err e
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	out, _, err := output(ctx, nil, s.cfg.program("planner"), s.onBus("apply", file, "--profiles", s.profiles, "--force", "--json")...)
+	out, _, err := output(ctx, nil, s.cfg.program("planner"), s.onBus("apply", file, "--profiles", s.profiles, "--reserve", s.cfg.Reserve.String(), "--force", "--json")...)
 	if err != nil {
 		return nil, err
 	}
