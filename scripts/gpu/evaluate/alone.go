@@ -95,9 +95,13 @@ func graphs(ctx context.Context, cfg *graphsConfig, r *graphsResult) error {
 	if len(shares) == 0 {
 		shares = tens()
 	}
+	models, err := cfg.Common.available(names(cfg.On))
+	if err != nil {
+		return err
+	}
 	// By share first: a run that is cut short has all models at some shares.
 	for _, share := range shares {
-		for _, name := range names(cfg.On) {
+		for _, name := range models {
 			if cfg.Common.left() < 10*time.Second && len(r.Rows) > 0 {
 				say("the budget ends before %s at %d%%", name, share)
 				return nil
@@ -160,11 +164,15 @@ func splits(ctx context.Context, cfg *splitsConfig, r *splitsResult) error {
 		return err
 	}
 	defer stop()
+	models, err := cfg.Common.available(names(cfg.On))
+	if err != nil {
+		return err
+	}
 	into := cfg.Into
 	if len(into) == 0 {
 		into = []int{1, 2, 4, 5, 10}
 	}
-	for _, name := range names(cfg.On) {
+	for _, name := range models {
 		p, ok := set.Get(cfg.GPUType, name)
 		if !ok {
 			return fmt.Errorf("no profile of %s on %s", name, cfg.GPUType)

@@ -60,7 +60,11 @@ func corun(ctx context.Context, cfg *corunConfig, r *corunResult) error {
 		return err
 	}
 	defer stop()
-	list := combinations(set, cfg.GPUType)
+	models, err := cfg.Common.available(set.Models(cfg.GPUType))
+	if err != nil {
+		return err
+	}
+	list := combinations(set, cfg.GPUType, models)
 	if len(list) == 0 {
 		return fmt.Errorf("no two models with profiles of %s at the shares of one split", cfg.GPUType)
 	}
@@ -103,8 +107,7 @@ var partitions = [][]int{{50, 50}, {20, 80}, {30, 30, 40}, {40, 60}, {20, 20, 20
 
 // combinations deals models and batches out to the splits, so that each comes with changing neighbours.
 // Only profiled points take part, and none of the very combinations that a model was fitted to.
-func combinations(set *profile.Set, gpuType string) (list [][]execRun) {
-	models := set.Models(gpuType)
+func combinations(set *profile.Set, gpuType string, models []string) (list [][]execRun) {
 	next := 0
 	for round := range 4 {
 		for i, shares := range partitions {

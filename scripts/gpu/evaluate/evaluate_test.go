@@ -25,7 +25,7 @@ func TestSearchEndsNearTheBorder(t *testing.T) {
 	for _, c := range []struct {
 		border float64
 		most   int
-	}{{100, 4}, {110, 4}, {95, 4}, {150, 6}, {50, 8}, {30, 11}} {
+	}{{100, 4}, {110, 4}, {95, 4}, {150, 6}, {50, 8}, {30, 9}, {5, 12}} {
 		s, tries := search{rate: 100}, 0
 		for ; !s.done(); tries++ {
 			s.tell(s.rate <= c.border)
@@ -295,7 +295,7 @@ func TestCombinationsAreNewAndProfiled(t *testing.T) {
 	for i, name := range []string{"a", "b", "c"} {
 		set.Add(prof(name, float64(i+1)))
 	}
-	all := combinations(set, "g")
+	all := combinations(set, "g", set.Models("g"))
 	if len(all) < 8 {
 		t.Fatalf("%d combinations: expected more", len(all))
 	}
@@ -316,7 +316,7 @@ func TestCombinationsAreNewAndProfiled(t *testing.T) {
 		return profile.Running{Model: r.Model, Share: r.Share, Batch: r.Batch}
 	}
 	set.AddCorun(&profile.Corun{GPUType: "g", Runs: []profile.Measurement{{Self: running(first[1]), Others: []profile.Running{running(first[0])}, Slowdown: 1}}})
-	if again := combinations(set, "g"); cmp.Equal(first, again[0], cmp.AllowUnexported(execRun{})) {
+	if again := combinations(set, "g", set.Models("g")); cmp.Equal(first, again[0], cmp.AllowUnexported(execRun{})) {
 		t.Errorf("%+v was measured before, and is measured again", first)
 	}
 }

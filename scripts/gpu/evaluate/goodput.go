@@ -342,21 +342,26 @@ func (x *attempt) prepare(ctx context.Context) error {
 	if x.samples = x.cfg.samples; x.samples == nil {
 		x.samples = samplesFor(scaled(x.parts, bare), x.cfg.Requests, x.cfg.Most, singles(x.cfg.Body, x.pictures))
 	}
-	algorithm := x.arm.algorithm
-	if algorithm == "" {
-		algorithm = "sbp" // what shares the whole GPU in some way should come near what shares it in time
+	if x.arm.algorithm == "" {
+		x.start = max(1, bare*sideBySidePart)
+		return nil
 	}
 	var errPromised, errMost error
 	var both sync.WaitGroup
-	both.Go(func() { x.promised, errPromised = x.site.peak(ctx, algorithm, x.slos, x.parts, x.samples) })
-	both.Go(func() { x.most, errMost = x.site.peak(ctx, algorithm, x.slos, x.parts, nil) })
+	both.Go(func() { x.promised, errPromised = x.site.peak(ctx, x.arm.algorithm, x.slos, x.parts, x.samples) })
+	both.Go(func() { x.most, errMost = x.site.peak(ctx, x.arm.algorithm, x.slos, x.parts, nil) })
 	both.Wait()
-	x.start = max(x.promised, x.most/2, 1)
-	if x.arm.algorithm == "" {
-		x.promised = 0
+	if err := errors.Join(errPromised, errMost); err != nil {
+		return err
 	}
-	return errors.Join(errPromised, errMost)
+	if x.start = max(x.promised, x.most/2); x.start == 0 {
+		return errors.New("the algorithm finds no plan at any rate")
+	}
+	return nil
 }
+
+// sideBySidePart of the most that any plan carries is where the search begins for arms without plans.
+const sideBySidePart = 0.6
 
 // singles are the models whose requests have one sample whatever the rate: a JPEG is one picture.
 func singles(body string, pictures map[string]bool) map[string]bool {
@@ -373,21 +378,19 @@ func (x *attempt) plan(ctx context.Context, total float64) (plan.Plan, error) {
 	if x.arm.algorithm == "" {
 		return sideBySide(x.set, x.site.device.GPUType, x.slos, rates, x.arm.apart)
 	}
-	var poisson map[string]int
-	switch {
-	case total <= x.promised:
-		poisson = x.samples
-	case total > x.most:
-		rates = scaled(x.parts, x.most)
+	if total <= x.promised {
+		if p, complete, err := x.site.planFor(ctx, x.arm.algorithm, x.slos, rates, x.samples); complete || err != nil {
+			return p, err
+		}
 	}
-	p, complete, err := x.site.planFor(ctx, x.arm.algorithm, x.slos, rates, poisson)
-	if err == nil && len(p.Gpulets) == 0 {
-		err = errors.New("the algorithm finds no plan at any rate")
+	// Algorithms need not carry less whenever they carry more: the most that is found near it.
+	for part := 1.0; part > 0.3; part -= 0.05 {
+		p, complete, err := x.site.planFor(ctx, x.arm.algorithm, x.slos, scaled(x.parts, part*min(total, x.most)), nil)
+		if complete || err != nil {
+			return p, err
+		}
 	}
-	if !complete {
-		say("%s: the plan for %.0f samples/s leaves %v unserved", x.arm.name, total, p.Unserved)
-	}
-	return p, err
+	return plan.Plan{}, fmt.Errorf("no plan of %s carries a third of %.0f samples/s", x.arm.algorithm, min(total, x.most))
 }
 
 // try measures one total rate, in samples/s.

@@ -149,7 +149,10 @@ func harmed(ctx context.Context, cfg *harmConfig, r *harmResult, way harming) er
 		return err
 	}
 	defer s.stop()
-	models := names(cfg.On)
+	models, err := cfg.Common.available(names(cfg.On))
+	if err != nil {
+		return err
+	}
 	if err := s.registered(ctx, models); err != nil {
 		return err
 	}

@@ -230,6 +230,22 @@ func pictures(repository string, names []string) (map[string]bool, error) {
 	return found, nil
 }
 
+// available are the named models that the repository has; others are left out, which is said.
+func (c *config) available(names []string) ([]string, error) {
+	var found []string
+	for _, name := range names {
+		if _, err := modelConfig(c.Models, name); err != nil {
+			say("%s is left out: %v", name, err)
+			continue
+		}
+		found = append(found, name)
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("%s has none of %v: expected some (scripts/gpu/prepare.sh)", c.Models, names)
+	}
+	return found, nil
+}
+
 // modelConfig reads a model.yaml.
 func modelConfig(repository, name string) (model.Config, error) {
 	path := filepath.Join(repository, name, model.ConfigFile)

@@ -116,7 +116,7 @@ func (s *site) planFor(ctx context.Context, algorithm string, slos map[string]ti
 	// What cannot be carried in full is exit 1, with a plan all the same.
 	complete = err == nil
 	p, err = plan.Parse("planner plan", out)
-	return p, complete, err
+	return p, complete && len(p.Gpulets) > 0, err
 }
 
 // peak is the highest total rate of a mix, in samples/s, that has a sound plan.

@@ -3,11 +3,12 @@ package main
 import "math"
 
 // search looks for the highest good rate in few tries. It begins where the answer is expected, steps up
-// or down by a fifth until it has found both a good and a bad rate, and then halves the ratio between
-// them.
+// or down by a fifth, then ever further, until it has found both a good and a bad rate, and then halves
+// the ratio between them.
 type search struct {
 	rate      float64 // to try next
 	good, bad float64 // the highest good and the lowest bad rate; 0: none yet
+	step      float64 // last ratio between two rates while only one kind was found; 0: none yet
 }
 
 const (
@@ -22,13 +23,14 @@ func (s *search) tell(good bool) {
 	} else {
 		s.bad = s.rate
 	}
-	switch {
-	case s.bad == 0:
-		s.rate = s.good * searchStep
-	case s.good == 0:
-		s.rate = s.bad / searchStep
-	default:
+	if s.step = math.Max(searchStep, s.step*s.step); s.good > 0 && s.bad > 0 {
 		s.rate = math.Sqrt(s.good * s.bad)
+		return
+	}
+	if good {
+		s.rate *= s.step
+	} else {
+		s.rate /= s.step
 	}
 }
 

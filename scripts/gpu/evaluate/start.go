@@ -59,7 +59,10 @@ func starts(ctx context.Context, cfg *startConfig, r *startResult) error {
 		return err
 	}
 	defer s.stop()
-	models := names(cfg.On)
+	models, err := cfg.Common.available(names(cfg.On))
+	if err != nil {
+		return err
+	}
 	if err := s.registered(ctx, models); err != nil {
 		return err
 	}
