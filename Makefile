@@ -6,6 +6,7 @@ SHELL       := bash
 .DEFAULT_GOAL := help
 
 PROGRAMS := frontend planner worker loadgen
+TOOLS    := evaluate
 TOOL     := go tool -modfile=scripts/tools.mod
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME ?= 30s
@@ -26,6 +27,17 @@ build: $(PROGRAMS:%=bin/%) ## the four programs, into bin/
 .PHONY: $(PROGRAMS:%=bin/%)
 $(PROGRAMS:%=bin/%): bin/%:
 	@go build -trimpath -ldflags "-X github.com/gpulet/gpulet/shared/cli.Version=$(VERSION)" -o $@ ./$*
+
+# The experiments' program lives with the scripts that run it.
+.PHONY: $(TOOLS:%=bin/%) gpu-kit
+$(TOOLS:%=bin/%): bin/%:
+	@go build -trimpath -ldflags "-X github.com/gpulet/gpulet/shared/cli.Version=$(VERSION)" -o $@ ./scripts/gpu/$*
+
+gpu-kit: $(PROGRAMS:%=bin/%) $(TOOLS:%=bin/%) ## the programs for a GPU host without Go: build/gpu-kit.tar.gz
+	@mkdir -p build/kit/bin
+	@for p in $(PROGRAMS) $(TOOLS); do cp bin/$$p build/kit/bin/ && strip build/kit/bin/$$p; done
+	@CGO_ENABLED=1 go test -c -o build/kit/build/engine.test ./worker/internal/engine
+	tar -C build/kit -czf build/gpu-kit.tar.gz .
 
 ##@ Check
 .PHONY: setup test e2e lint bench fuzz

@@ -35,6 +35,7 @@ EXAMPLES = """examples:
   scripts/python.sh scripts/export_models.py models mobilenet_v2 bert_tiny
   scripts/python.sh scripts/export_models.py models --slo mobilenet_v2=500ms --slo bert_tiny=50ms
   scripts/python.sh scripts/export_models.py models resnet50 --weights
+  scripts/python.sh scripts/export_models.py models --precision fp16 --jobs 9
   scripts/python.sh scripts/export_models.py --verify models
   scripts/python.sh scripts/export_models.py --list
 
@@ -273,17 +274,21 @@ def copy_trained(root: Path, name: str) -> str:
     return "the trained one, copied"
 
 
-def provide(root: Path, name: str, slo: Optional[str], timeout: Optional[str], weights: bool, force: bool) -> str:
-    """Bring one model into the repository, or only its model.yaml up to date; returns a line on what was done."""
+def provide(root: Path, name: str, slo: Optional[str], timeout: Optional[str], precision: Optional[str], weights: bool,
+            force: bool) -> str:
+    """Bring one model into the repository, or only what is set of it up to date; returns a line on what was done."""
     config = root / name / "model.yaml"
     if config.exists() and not force:
         done = "already there" + modelrepo.add_preprocess(config, ZOO[name].inputs[0], ZOO[name].preprocess)
     elif ZOO[name].build is None:
         done = copy_trained(root, name)
     else:
-        return export(root, name, slo or ZOO[name].slo, timeout or "", weights)
+        done = export(root, name, slo or ZOO[name].slo, timeout or "", weights)
+        slo = timeout = None  # it has them
     if slo or timeout:
         done += modelrepo.set_durations(config, slo, timeout)
+    if precision:
+        done += modelrepo.set_precision(config, precision)
     return done
 
 
@@ -300,12 +305,11 @@ def durations(parser: argparse.ArgumentParser, flag: str, items: Sequence[str]) 
     return by_name
 
 
-def alone(task: Callable[..., str], *args) -> str:
-    """Run task in a process of its own: TorchScript numbers classes of the same name through the life of a
+def processes(jobs: int):
+    """Processes for one task each: TorchScript numbers classes of the same name through the life of a
     process, so an archive would depend on what was traced before it; and its memory is given back."""
-    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business, which then ends the child
-    with multiprocessing.get_context("fork").Pool(1, signal.signal, ignore) as pool:
-        return pool.apply(task, args)
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business, which then ends the children
+    return multiprocessing.get_context("fork").Pool(jobs, signal.signal, ignore, maxtasksperchild=1)
 
 
 def verify(root: Path, names: List[str]) -> int:
@@ -331,6 +335,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="models to export (default: all)")
     parser.add_argument("--slo", action="append", default=[], metavar="NAME=DURATION", help="SLO in model.yaml instead of the paper's; may repeat")
     parser.add_argument("--timeout", action="append", default=[], metavar="NAME=DURATION", help="when a request is given up, instead of twice the SLO; may repeat")
+    parser.add_argument("--precision", choices=("stored", "fp32", "fp16", "bf16"), help="precision to serve with (default: as stored)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="models to export at the same time, each with one thread (default 1)")
     parser.add_argument("--weights", action="store_true", help="pretrained weights from torchvision where it has them (downloads)")
     parser.add_argument("--force", action="store_true", help="export again what is already there")
     parser.add_argument("--verify", type=Path, metavar="DIR", help="reload the archives in DIR and check their samples; exports nothing")
@@ -345,6 +351,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         for name in args.names:
             if name not in ZOO:
                 parser.error(f"unknown model {name!r}: expected one of {known}")
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: expected at least 1")
     args.slo = durations(parser, "--slo", args.slo)
     args.timeout = durations(parser, "--timeout", args.timeout)
     return args
@@ -362,16 +370,19 @@ def main(argv: Sequence[str]) -> int:
     # torchvision in Debian warns about its image library, which nothing here uses.
     warnings.filterwarnings("ignore", category=UserWarning)
     failed = 0
-    for name in args.names or list(ZOO):
-        try:
-            done = alone(provide, args.out, name, args.slo.get(name), args.timeout.get(name), args.weights, args.force)
-            print(f"{name}: {done}", flush=True)
-        except ImportError as err:
-            failed += 1
-            print(f"error: {name}: {err}: run scripts/setup.sh --for demo", file=sys.stderr)
-        except (ValueError, OSError) as err:
-            failed += 1
-            print(f"error: {name}: {err}", file=sys.stderr)
+    with processes(args.jobs) as pool:
+        tasks = {name: pool.apply_async(provide, (args.out, name, args.slo.get(name), args.timeout.get(name),
+                                                  args.precision, args.weights, args.force))
+                 for name in args.names or list(ZOO)}
+        for name, task in tasks.items():
+            try:
+                print(f"{name}: {task.get()}", flush=True)
+            except ImportError as err:
+                failed += 1
+                print(f"error: {name}: {err}: run scripts/setup.sh --for demo", file=sys.stderr)
+            except (ValueError, OSError) as err:
+                failed += 1
+                print(f"error: {name}: {err}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -158,6 +158,15 @@ def set_durations(config: Path, slo: Optional[str], timeout: Optional[str]) -> s
     return "".join(f", {key} {value}" for key, value in (("slo", slo), ("timeout", timeout)) if value)
 
 
+def set_precision(config: Path, precision: str) -> str:
+    """Bring the precision of a model.yaml up to date; returns what was set, for a line on what was done."""
+    text = re.sub(r"(?m)^precision: .*\n", "", config.read_text())
+    if precision != "stored":
+        text = re.sub(r"(?m)^max_batch: .*$", lambda line: f"{line.group()}\nprecision: {precision}", text)
+    replace(config, text.encode())
+    return f", precision {precision}"
+
+
 def save_samples(path: Path, entry: Entry, samples: Samples) -> None:
     def wire(names, tensors):
         return [{"name": n, "dtype": DTYPES[t.dtype], "shape": list(t.shape), "data": t.contiguous().numpy().tobytes()}

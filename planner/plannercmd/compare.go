@@ -230,7 +230,7 @@ func ratesOf(i int, names []string, grid []float64) map[string]float64 {
 }
 
 func (c *compareConfig) runOne(p *offlineProblem, rates map[string]float64, algorithms []string) scenarioOutcome {
-	in := p.withRates(rates)
+	in := p.withRates(p.needs(rates))
 	var o scenarioOutcome
 	for _, name := range sortedNames(rates) {
 		o.name += fmt.Sprintf("%s=%g ", name, rates[name])

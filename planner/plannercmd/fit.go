@@ -27,6 +27,7 @@ type fitConfig struct {
 	Pairs    string `env:"PAIRS" usage:"instead of corun.json: CSV of co-runs (model,batch,partition_pct,co_model,co_batch,co_partition_pct,latency_s)"`
 	Latency  string `env:"LATENCY" usage:"with --pairs: CSV of latencies alone (model,batch,partition_pct,latency_s)"`
 	Util     string `env:"UTIL" usage:"with --pairs: CSV of utilisation alone (model,batch,partition_pct,l2_util_pct,mem_util_pct)"`
+	Judge    string `env:"JUDGE" usage:"fit nothing: hold the co-runs of this file, in the form of corun.json, against the GPU type's interference.json"`
 	JSON     bool   `env:"JSON" envDefault:"false" usage:"print JSON"`
 }
 
@@ -39,6 +40,8 @@ func (c *fitConfig) Validate() error {
 		return errors.New("--pairs: expected --latency and --util with it")
 	case c.Pairs != "" && c.Write:
 		return errors.New("--write: found --pairs: expected a GPU type's corun.json")
+	case c.Judge != "" && (c.Write || c.Pairs != "" || c.Kind != ""):
+		return errors.New("--judge: found --write, --pairs or --kind: it fits nothing")
 	case c.Pairs == "" && c.GPU == "":
 		return errors.New("--gpu: found none: expected a GPU type with a corun.json")
 	}
@@ -52,8 +55,11 @@ func newFitCommand() *cobra.Command {
 		Short: "Fit models of interference to co-run measurements, and say how far off they are",
 		Long: `Fits every kind of interference model to the co-runs that worker profile --corun measured
 (profiles/<gpu-type>/corun.json) and prints its error on held-out combinations: fifths, each predicted
-from the other four. With --write the best (or --kind) becomes what plans are made with.`,
+from the other four. With --write the best (or --kind) becomes what plans are made with.
+
+With --judge nothing is fitted: co-runs measured since are held against what plans are made with.`,
 		Example: `  planner fit --gpu h100 --write
+  planner fit --gpu h100 --judge corun-today.json
   planner fit --pairs interference.csv --latency latency.csv --util util.csv`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := cli.Load(cmd, cfg); err != nil {
@@ -67,6 +73,9 @@ from the other four. With --write the best (or --kind) becomes what plans are ma
 }
 
 func runFit(cmd *cobra.Command, cfg *fitConfig) error {
+	if cfg.Judge != "" {
+		return runJudge(cmd, cfg)
+	}
 	set, runs, err := cfg.load(cmd.ErrOrStderr())
 	if err != nil {
 		return err
@@ -95,6 +104,21 @@ func runFit(cmd *cobra.Command, cfg *fitConfig) error {
 		return printJSON(cmd.OutOrStdout(), fits)
 	}
 	return printFits(cmd.OutOrStdout(), fits)
+}
+
+func runJudge(cmd *cobra.Command, cfg *fitConfig) error {
+	set, problems := profile.LoadDir(cfg.Profiles)
+	for _, p := range problems {
+		fmt.Fprintf(cmd.ErrOrStderr(), "left out: %v\n", p)
+	}
+	j, err := judgeCoruns(set, cfg.Profiles, cfg.GPU, cfg.Judge)
+	if err != nil {
+		return err
+	}
+	if cfg.JSON {
+		return printJSON(cmd.OutOrStdout(), j)
+	}
+	return j.print(cmd.OutOrStdout())
 }
 
 func (c *fitConfig) load(w io.Writer) (*profile.Set, *profile.Corun, error) {

@@ -104,22 +104,29 @@ watching and reporting, but replaces it only after planner rollback --resume.`,
 }
 
 // publishAgain publishes the plan of the revision in args, pinned, or without args the current one,
-// free. A planner that publishes at the same moment wins once; then it is read again.
+// free.
 func publishAgain(ctx context.Context, b *bus.Bus, args []string) (plan.Plan, error) {
+	return publish(ctx, b, func(current plan.Plan) (plan.Plan, error) {
+		if len(args) == 0 {
+			return resumed(current)
+		}
+		plans, err := b.PlanHistory(ctx)
+		if err != nil {
+			return plan.Plan{}, err
+		}
+		return rolledBack(plans, args[0])
+	})
+}
+
+// publish makes a plan from the current one and publishes it as the next revision. A planner that
+// publishes at the same moment wins once; then the plan is made again, from what it published.
+func publish(ctx context.Context, b *bus.Bus, make func(current plan.Plan) (plan.Plan, error)) (plan.Plan, error) {
 	for {
 		current, rev, err := b.GetPlan(ctx)
 		if err != nil {
 			return plan.Plan{}, fmt.Errorf("read the plan: %w", err)
 		}
-		var next plan.Plan
-		if len(args) == 0 {
-			next, err = resumed(current)
-		} else {
-			var plans []plan.Plan
-			if plans, err = b.PlanHistory(ctx); err == nil {
-				next, err = rolledBack(plans, args[0])
-			}
-		}
+		next, err := make(current)
 		if err != nil {
 			return plan.Plan{}, err
 		}

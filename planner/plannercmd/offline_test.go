@@ -3,15 +3,19 @@ package plannercmd
 import (
 	"bytes"
 	"encoding/json"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/gpulet/gpulet/planner/internal/demand"
 	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/shared/profile"
 )
 
 // offline runs a planner command against the shipped profiles.
@@ -114,6 +118,9 @@ func TestOfflineToolsRefuseWithExitCode(t *testing.T) {
 		{2, `--slos: found model "vgg16": expected one that is asked for: resnet50`, []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1", "--slos", "vgg16=5ms"}},
 		{1, "found no folder nosuch: SLOs are", []string{"plan", "--models", "nosuch", "--gpus", "rtx2080ti:1", "--rates", "alexnet=1"}},
 		{1, "found no corun.json", []string{"fit", "--gpu", "rtx2080ti"}},
+		{2, "--judge: found --write", []string{"fit", "--gpu", "h100", "--judge", "x.json", "--write"}},
+		{1, `corun.json: key "gpu_type": found "h100": expected the one of --gpu, "rtx2080ti"`, []string{"fit", "--gpu", "rtx2080ti", "--judge", "../../profiles/h100/corun.json"}},
+		{2, `--poisson: found "0": expected 1..4096`, []string{"plan", "--gpus", "rtx2080ti:1", "--rates", "resnet50=1", "--poisson", "0"}},
 	} {
 		code, _, errs := offline(t, c.args...)
 		if code != c.code || !strings.Contains(errs, c.want) {
@@ -174,6 +181,64 @@ func TestPeakFindsARateBelowTheBound(t *testing.T) {
 	}
 	if got := p.Algorithms["gpulet"].TotalRPS; got < 500 || got > p.BoundRPS || p.Mix != "scen2" {
 		t.Errorf("%+v", p)
+	}
+}
+
+// TestPoissonPlansWithTheMarginOfPlannerRun compares with demand's own figures: the plan carries rate and
+// margin, and requests of several samples, which come in bursts, need more of it.
+func TestPoissonPlansWithTheMarginOfPlannerRun(t *testing.T) {
+	carried := func(samples string) float64 {
+		code, out, errs := offline(t, "plan", "--models", "", "--gpus", "rtx2080ti:2", "--rates", "resnet50=200", "--poisson", samples, "--json")
+		if code != 0 {
+			t.Fatal(code, errs)
+		}
+		p, err := plan.Parse("out", []byte(out))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return served(p, "resnet50")
+	}
+	for samples, want := range map[string]float64{
+		"":                   200,
+		"1":                  200 + demand.Margin(200, 108*time.Millisecond, 12*time.Second, 0.005),
+		"vgg16=2,resnet50=4": 200 + 4*demand.Margin(50, 108*time.Millisecond, 12*time.Second, 0.005),
+	} {
+		if got := carried(samples); math.Abs(got-want) > 1e-6*want {
+			t.Errorf("--poisson %s: the plan carries %.6g/s: expected %.6g", samples, got, want)
+		}
+	}
+}
+
+func TestJudgeFindsTheErrorOfThePredictions(t *testing.T) {
+	dir := t.TempDir()
+	running := func(model string) profile.Running { return profile.Running{Model: model, Share: 50, Batch: 8} }
+	// a's slowdown beside b is predicted as 1 + 0.5 x 0.4 x 50/50 = 1.2, b's beside a as 1 + 0.1 x 0.2 = 1.02.
+	for path, v := range map[string]any{
+		"g/a.json": profile.Profile{Model: "a", GPUType: "g", Points: []profile.Point{{Share: 50, Batch: 8, P50Ms: 1}}},
+		"g/interference.json": profile.Interference{
+			GPUType: "g", Kind: "pairwise", Margin: 1.1,
+			Features: []string{"sensitivity:a", "sensitivity:b", "pressure:a", "pressure:b"}, Coefficients: []float64{0.5, 0.1, 0.2, 0.4},
+		},
+		"new.json": profile.Corun{GPUType: "g", Runs: []profile.Measurement{
+			{Self: running("a"), Others: []profile.Running{running("b")}, Slowdown: 1.5},
+			{Self: running("b"), Others: []profile.Running{running("a")}, Slowdown: 1.02},
+		}},
+	} {
+		if err := profile.WriteJSON(filepath.Join(dir, path), v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out, errs bytes.Buffer
+	code := cli.Run(t.Context(), newRootCommand(), []string{"fit", "--gpu", "g", "--profiles", dir, "--judge", filepath.Join(dir, "new.json"), "--json"}, &out, &errs)
+	var j judged
+	if err := json.Unmarshal(out.Bytes(), &j); code != 0 || err != nil {
+		t.Fatal(code, err, errs.String())
+	}
+	if len(j.Runs) != 2 || math.Abs(j.Runs[0].Predicted-1.2) > 1e-9 || math.Abs(j.Runs[1].Predicted-1.02) > 1e-9 {
+		t.Errorf("predicted %+v: expected 1.2 and 1.02", j.Runs)
+	}
+	if want := 0.2; math.Abs(j.Error.Max-want) > 1e-9 || j.Above != 1 || j.Margin != 1.1 {
+		t.Errorf("judged %+v: expected at most %v off, one above the margin of 1.1", j, want)
 	}
 }
 

@@ -1,6 +1,7 @@
 package plannercmd
 
 import (
+	"cmp"
 	"encoding/csv"
 	"errors"
 	"fmt"
@@ -14,9 +15,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gpulet/gpulet/planner/internal/demand"
 	"github.com/gpulet/gpulet/planner/internal/problem"
 	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/interference"
+	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
@@ -29,7 +32,9 @@ type problemConfig struct {
 	Buffer       float64 `env:"BUFFER" envDefault:"1" usage:"factor on every predicted latency, at least 1"`
 	// Reserve is what planner run keeps of every SLO for the way through the queue.
 	Reserve time.Duration `env:"RESERVE" envDefault:"0" usage:"part of every SLO kept for what happens outside the engine"`
-	Steps   int           `env:"STEPS" envDefault:"0" usage:"budget of the search in candidate cuts; 0: by default, -1: the first plan found"`
+	// Poisson makes of rates what planner run would ask for.
+	Poisson string `env:"POISSON" usage:"rates are means of Poisson streams of requests with so many samples each (N, or model=N,... and 1 for others): plan with the margin of planner run"`
+	Steps   int    `env:"STEPS" envDefault:"0" usage:"budget of the search in candidate cuts; 0: by default, -1: the first plan found"`
 }
 
 func (c *problemConfig) validate() error {
@@ -41,13 +46,42 @@ func (c *problemConfig) validate() error {
 	case c.Steps < -1:
 		return fmt.Errorf("--steps: found %d: expected -1 or more", c.Steps)
 	}
-	return nil
+	_, err := parsePoisson(c.Poisson)
+	return err
+}
+
+// parsePoisson reads --poisson: samples per request, by model and, as "", of others; nil: no streams.
+func parsePoisson(text string) (map[string]int, error) {
+	if text == "" {
+		return nil, nil
+	}
+	one := func(text string) (int, error) {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || n > model.MaxBatch {
+			return 0, fmt.Errorf("found %q: expected 1..%d samples per request", text, model.MaxBatch)
+		}
+		return n, nil
+	}
+	if !strings.Contains(text, "=") {
+		n, err := one(text)
+		if err != nil {
+			return nil, fmt.Errorf("--poisson: %w", err)
+		}
+		return map[string]int{"": n}, nil
+	}
+	samples, err := parseAssignments("poisson", text, one)
+	if samples != nil {
+		samples[""] = 1
+	}
+	return samples, err
 }
 
 // offlineProblem is a problem whose rates are still to be filled in.
 type offlineProblem struct {
-	input problem.Input
-	set   *profile.Set
+	input   problem.Input
+	set     *profile.Set
+	poisson map[string]int           // samples per request of the Poisson streams that rates are means of; nil: no streams
+	slos    map[string]time.Duration // nothing of them kept for what happens outside the engine
 }
 
 // load reads profiles and builds the problem for the named models, described in the repository ("" for
@@ -81,11 +115,16 @@ func (c *problemConfig) load(repository string, names []string, w io.Writer) (*o
 	if err != nil {
 		return nil, err
 	}
-	p := &offlineProblem{set: set, input: problem.Input{GPUs: gpus, Profiles: set, Buffer: c.Buffer, ContextBytes: context}}
+	poisson, err := parsePoisson(c.Poisson)
+	if err != nil {
+		return nil, cli.Usagef("%v", err)
+	}
+	p := &offlineProblem{set: set, poisson: poisson, slos: map[string]time.Duration{}, input: problem.Input{GPUs: gpus, Profiles: set, Buffer: c.Buffer, ContextBytes: context}}
 	if c.Interference {
 		p.input.Interference = predict
 	}
 	for _, m := range models {
+		p.slos[m.Name] = m.SLO
 		p.input.Models = append(p.input.Models, problem.Model{Name: m.Name, SLO: problem.Net(m.SLO, c.Reserve), Weight: m.Weight, MaxBatch: m.MaxBatch})
 		if err := servable(set, gpus, m.Name, m.SLO, c.Buffer); err != nil {
 			return nil, leftOut(err, m.Name, gpus, problems)
@@ -184,6 +223,24 @@ func (p *offlineProblem) withRates(rates map[string]float64) problem.Input {
 	}
 	return in
 }
+
+// needs are the rates with what planner run adds, at its usual epoch, to those of Poisson streams that
+// it is sure of; the rates as they are where they are of no streams. Samples per second.
+func (p *offlineProblem) needs(rates map[string]float64) map[string]float64 {
+	if p.poisson == nil {
+		return rates
+	}
+	steer := demand.DefaultConfig(usualEpoch)
+	out := map[string]float64{}
+	for _, m := range p.input.Models {
+		rate, n := rates[m.Name], float64(cmp.Or(p.poisson[m.Name], p.poisson[""]))
+		out[m.Name] = rate + n*demand.Margin(rate/n, p.slos[m.Name], steer.Horizon, steer.Violations)
+	}
+	return out
+}
+
+// usualEpoch is the default of planner run.
+const usualEpoch = 10 * time.Second
 
 // readRates reads a file of model,rate lines (a header and comments with # allowed).
 func readRates(path string) (map[string]float64, error) {

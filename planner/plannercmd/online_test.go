@@ -169,6 +169,59 @@ func TestHistoryRollbackAndResume(t *testing.T) {
 	}
 }
 
+// document writes the running plan, changed, to a file.
+func (s *system) document(change func(*plan.Plan)) string {
+	s.t.Helper()
+	p, _, err := s.bus.GetPlan(s.t.Context())
+	must(s.t, err)
+	change(&p)
+	data, err := json.Marshal(p)
+	must(s.t, err)
+	file := filepath.Join(s.t.TempDir(), "plan.json")
+	must(s.t, os.WriteFile(file, data, 0o600))
+	return file
+}
+
+func TestApplyPublishesASoundPlanPinned(t *testing.T) {
+	s := startSystem(t)
+	file := s.document(func(p *plan.Plan) { p.Gpulets[0].ID, p.Revision = "by-hand", 0 })
+	s.expect(s.ask("apply", file, "--profiles", "../../profiles"), "published and pinned: 1 gpu-let")
+	p := s.wait("pinned plan", func(p plan.Plan) bool { return p.Pinned })
+	if p.Gpulets[0].ID != "by-hand" || p.Revision < 2 || p.Reason != "applied from "+file || p.Created.IsZero() {
+		t.Errorf("published %+v", p)
+	}
+	s.ask("rollback", "--resume")
+	s.wait("plan without a pin", func(next plan.Plan) bool { return !next.Pinned && next.Revision > p.Revision })
+}
+
+func TestApplyRefusesAnUnsoundPlanUnlessForced(t *testing.T) {
+	s := startSystem(t)
+	file := s.document(func(p *plan.Plan) {
+		p.Gpulets[0].Models[0].RateRPS = 1e6
+		p.Gpulets = append(p.Gpulets, plan.Gpulet{ID: "far", Host: "moon", GPUType: "rtx2080ti", Share: 10, Models: []plan.Assignment{{Model: "resnet50", Batch: 1, RateRPS: 1}}})
+	})
+	code, _, stderr := planner(t.Context(), s.args("apply", file, "--profiles", "../../profiles")...)
+	if code != cli.ExitFailed {
+		t.Fatalf("exit %d: expected a refusal", code)
+	}
+	s.expect(stderr, "is unsound here, nothing is published", "rate: ", "device: far moon/0: no such GPU")
+	if p, _, err := s.bus.GetPlan(t.Context()); err != nil || p.Pinned {
+		t.Fatalf("plan %+v, %v: expected the planner's own", p, err)
+	}
+	s.expect(s.ask("apply", file, "--profiles", "../../profiles", "--force"), "unsound: device: far", "2 gpu-lets")
+	s.wait("forced plan", func(p plan.Plan) bool { return p.Pinned && len(p.Gpulets) == 2 })
+}
+
+func TestApplyNeverPublishesWhatIsMalformed(t *testing.T) {
+	s := startSystem(t)
+	file := s.document(func(p *plan.Plan) { p.Gpulets[0].Share = 0 })
+	for _, args := range [][]string{{"apply", file, "--force"}, {"apply", file + ".missing"}} {
+		if code, _, stderr := planner(t.Context(), s.args(args...)...); code != cli.ExitFailed || !strings.Contains(stderr, "plan.json") {
+			t.Errorf("%v: exit %d: %s", args, code, stderr)
+		}
+	}
+}
+
 func TestExplainShowsNeedAndLimits(t *testing.T) {
 	s := startSystem(t)
 	s.expect(s.ask("explain", "--profiles", "../../profiles"), "plan 1: there is no plan yet", "resnet50: SLO 108 ms", "of at most", "planned again now, gpulet would use 1 GPU (")
@@ -181,6 +234,9 @@ func TestWrongUsage(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
 		{"rollback", "expected either a revision or --resume"},
 		{"rollback 1 --resume", "expected either a revision or --resume"},
+		{"apply", "expected one file"},
+		{"apply a.json b.json", "expected one file"},
+		{"apply a.json --buffer 0.5", "must be at least 1"},
 		{"run --epoch fast", "duration"},
 		{"run --epoch 1ms", "must be at least 1s"},
 		{"run --algorithm best", "expected one of"},

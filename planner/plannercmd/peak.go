@@ -187,7 +187,7 @@ func (c *peakConfig) search(w io.Writer, name string, m mix, algorithms []string
 			for model, part := range m.parts {
 				rates[model] = part * units
 			}
-			in := p.withRates(rates)
+			in := p.withRates(p.needs(rates))
 			res := algorithm(in, pack.Options{Steps: c.Problem.Steps})
 			return check.Complete(res.Plan) && len(check.Plan(in, res.Plan)) == 0
 		}

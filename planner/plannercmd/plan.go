@@ -159,7 +159,7 @@ func (c *planConfig) input(w io.Writer) (problem.Input, error) {
 	if err != nil {
 		return problem.Input{}, err
 	}
-	return p.withRates(rates), nil
+	return p.withRates(p.needs(rates)), nil
 }
 
 func (c *planConfig) rates() (map[string]float64, error) {

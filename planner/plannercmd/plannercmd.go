@@ -1,5 +1,5 @@
 // Package plannercmd is the command line of the planner: the running control loop (run), what is
-// asked of a running system (status, history, explain, rollback), and the tools that need no
+// asked of a running system (status, history, explain, rollback, apply), and the tools that need no
 // system at all (plan, compare, peak, simulate).
 //
 // It reads configuration, wires the packages below planner/internal and prints. It decides
@@ -32,5 +32,5 @@ questions without a running system.`,
 
 // onlineCommands are those that talk to a running system over the bus.
 func onlineCommands() []*cobra.Command {
-	return []*cobra.Command{newRunCommand(), newStatusCommand(), newExplainCommand(), newHistoryCommand(), newRollbackCommand()}
+	return []*cobra.Command{newRunCommand(), newStatusCommand(), newExplainCommand(), newHistoryCommand(), newRollbackCommand(), newApplyCommand()}
 }

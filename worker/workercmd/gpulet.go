@@ -39,6 +39,7 @@ type gpuletConfig struct {
 	Unlimited bool          `env:"ALLOW_UNPARTITIONED" usage:"serve although the share does not hold"`
 	Cores     []int         `env:"CORES" usage:"cores to run on (default: all)"`
 	Profiles  string        `env:"PROFILES" envDefault:"profiles" usage:"folder of profiles, for the simulated engine"`
+	Streams   bool          `env:"STREAMS" usage:"serve every model by an executor of its own, side by side"`
 	Grace     time.Duration `env:"GRACE" envDefault:"25s" usage:"time to drain in"`
 }
 
@@ -88,6 +89,7 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 			return err
 		}
 	}
+	opening := time.Now()
 	eng, err := openEngine(cfg)
 	if err != nil {
 		return err
@@ -96,6 +98,7 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 	if err != nil {
 		return err
 	}
+	connecting := time.Now()
 	b, err := bus.Connect(ctx, cfg.Bus, bus.RoleWorker, "gpulet "+cfg.ID, log)
 	if ctx.Err() != nil {
 		return nil // told to end before there was anything to drain
@@ -104,6 +107,7 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 		return err
 	}
 	defer b.Close()
+	connected := time.Now()
 	reports := startReports(cmd.OutOrStdout(), log)
 	defer reports.stop()
 	// Whatever hangs, a process whose agent is gone must end.
@@ -114,8 +118,13 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 		})
 	})
 	defer dead()
-	log.Info("serving", "engine", eng.Info().Version, "share", cfg.Share, "cores", cfg.Cores, "sms", sms)
-	err = gpulet.Run(ctx, gpulet.Config{
+	log.Info("serving", "engine", eng.Info().Version, "share", cfg.Share, "cores", cfg.Cores, "sms", sms,
+		"engine_took", connecting.Sub(opening), "connect_took", connected.Sub(connecting))
+	serve := gpulet.Run
+	if cfg.Streams {
+		serve = runStreams
+	}
+	err = serve(ctx, gpulet.Config{
 		ID: cfg.ID, Host: cfg.Host, GPU: cfg.GPU, Share: cfg.Share, Device: cfg.Device, PID: os.Getpid(),
 		Engine: eng, Bus: b, Commands: commands, Report: reports.put, Decoders: len(cfg.Cores), Grace: cfg.Grace, Log: log,
 	})

@@ -181,6 +181,9 @@ func gpuletArgs(cfg *runConfig, kind device.Kind, s agent.Start) []string {
 	if kind == device.Sim {
 		args = append(args, "--profiles", cfg.Profiles)
 	}
+	if cfg.Streams {
+		args = append(args, "--streams")
+	}
 	if cfg.AllowUnpartitioned || cfg.Uncapped {
 		args = append(args, "--allow-unpartitioned")
 	}

@@ -583,6 +583,48 @@ func TestPlansChangeUnderLoad(t *testing.T) {
 	}
 }
 
+// TestStreamsServeWhatThePlanSays: with a loop per model, plans change under load as they do without, and
+// the gpu-let reports itself as one.
+func TestStreamsServeWhatThePlanSays(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	agent := s.agent("--streams")
+	s.publish("g1 100 a b")
+	s.waitReady("g1")
+	stop := s.load("a", "b", "c")
+	defer stop()
+	s.waitAnswers(30)
+	s.publish("g1 100 b c") // a's loop goes, c's comes; requests to a wait
+	s.waitGpulets("b and c, loaded, without a", func(reps []plan.GpuletReport) bool {
+		m := reps[0].Models
+		return reps[0].State == plan.Ready && len(m) == 2 && m[0].Model == "b" && m[0].Loaded && m[1].Model == "c" && m[1].Loaded
+	})
+	s.waitAnswers(30)
+	s.publish("g1 100 a b c")
+	s.waitReady("g1")
+	stop()
+	s.waitAnswered()
+	s.publish("g1 100") // lives on without a model
+	s.waitReady("g1")
+	agent.signal(syscall.SIGTERM)
+	if code := agent.wait(); code != 0 {
+		t.Errorf("exit code %d: expected 0", code)
+	}
+}
+
+func TestStreamsReportOneFailureOfMany(t *testing.T) {
+	s := newSite(t, "good", "corrupt")
+	s.write("corrupt/1/model.pt", "PK not a model")
+	s.register("corrupt")
+	s.agent("--streams")
+	s.publish("g1 100 corrupt good")
+	reps := s.waitReady("g1")
+	if m := reps[0].Models; len(m) != 2 || m[0].Loaded || !strings.Contains(reps[0].Detail, "corrupt") || !m[1].Loaded {
+		t.Errorf("report %+v: expected that corrupt is not loaded, and why", reps[0])
+	}
+	s.send("good", 10)
+	s.waitAnswered()
+}
+
 func TestAModelThatCannotBeServedIsReported(t *testing.T) {
 	s := newSite(t, "good", "corrupt", "missing")
 	s.write("corrupt/1/model.pt", "PK not a model")

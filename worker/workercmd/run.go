@@ -45,6 +45,8 @@ type runConfig struct {
 	AllowUnpartitioned bool `env:"ALLOW_UNPARTITIONED" usage:"serve on a GPU that MPS cannot cut into shares, as a whole"`
 	// Uncapped is for comparing: what do shares gain?
 	Uncapped bool `env:"UNCAPPED" usage:"for experiments: let every gpu-let use its whole GPU, through MPS without shares"`
+	// Streams gives up the duty order in a gpu-let, and with it what a plan promises of several models.
+	Streams bool `env:"STREAMS" usage:"serve every model of a gpu-let by an executor of its own, side by side (an experiment's: plans assume turns)"`
 	// ProfileBudget bounds the measuring of one model on a CPU.
 	ProfileBudget time.Duration `env:"PROFILE_BUDGET" envDefault:"3s" usage:"time to measure a model in that has not been measured here"`
 }

@@ -208,8 +208,12 @@ func (p *Planner) prepare(ctx context.Context) {
 func (p *Planner) step(ctx context.Context, now time.Time) {
 	p.state.Now = now
 	p.state.Hosts = p.hosts(now)
+	before := p.state.Current.Revision
 	var err error
-	if p.state.Current, p.rev, err = p.readPlan(ctx); err == nil {
+	if p.state.Current, p.rev, err = p.readPlan(ctx); err == nil && p.state.Current.Revision != before {
+		err = p.makeRoom(ctx, p.state.Current)
+	}
+	if err == nil {
 		err = p.observe(ctx, now)
 	}
 	if err == nil {
@@ -306,10 +310,8 @@ func (p *Planner) loadProfiles() []error {
 
 // publish makes room in the queues and replaces the plan, if it is still the one decided upon.
 func (p *Planner) publish(ctx context.Context, now time.Time, d epoch.Decision, took time.Duration) error {
-	for _, m := range p.state.Models {
-		if err := p.ensureQueue(ctx, m, d.Plan); err != nil {
-			return err
-		}
+	if err := p.makeRoom(ctx, d.Plan); err != nil {
+		return err
 	}
 	d.Plan.Created = now.UTC()
 	rev, err := p.bus.PutPlan(ctx, d.Plan, p.rev)

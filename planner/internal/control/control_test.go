@@ -66,9 +66,14 @@ func newWorld(t *testing.T) *world {
 // start runs a planner until the test ends.
 func (w *world) start() {
 	w.t.Helper()
+	w.run(w.admin)
+}
+
+func (w *world) run(b Bus) {
+	w.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	p := New(w.cfg, w.admin, NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
+	p := New(w.cfg, b, NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 	go func() { done <- p.Run(ctx) }()
 	w.t.Cleanup(func() {
 		cancel()
@@ -284,6 +289,41 @@ func TestPinnedPlanStaysUntilResumed(t *testing.T) {
 	free.Revision, free.Pinned = pinned.Revision+1, false
 	w.put(free)
 	w.plan("with both", serves("resnet50", "vgg16"))
+}
+
+// queueWatcher tells of every queue that the planner makes or enlarges.
+type queueWatcher struct {
+	Bus
+	queues chan bus.Queue
+}
+
+func (q queueWatcher) EnsureQueue(ctx context.Context, want bus.Queue) error {
+	q.queues <- want
+	return q.Bus.EnsureQueue(ctx, want)
+}
+
+// TestPlanOfSomebodyElseGetsItsRoom: whoever publishes, the queue takes what the plan carries.
+func TestPlanOfSomebodyElseGetsItsRoom(t *testing.T) {
+	w := newWorld(t)
+	w.model("resnet50", 108*time.Millisecond)
+	w.host0()
+	watcher := queueWatcher{w.admin, make(chan bus.Queue, 100)}
+	w.run(watcher)
+	next := w.plan("with resnet50", serves("resnet50"))
+	next.Revision, next.Pinned = next.Revision+1, true
+	next.Gpulets[0].Models[0].RateRPS = 1e5
+	w.put(next)
+	limit := time.After(patience)
+	for {
+		select {
+		case q := <-watcher.queues:
+			if q.MaxMsgs >= 1e4 {
+				return
+			}
+		case <-limit:
+			t.Fatal("the queue was not enlarged")
+		}
+	}
 }
 
 // put publishes over whatever plan there is.

@@ -34,6 +34,17 @@ func (p *Planner) ensureQueue(ctx context.Context, m model.Model, next plan.Plan
 	return nil
 }
 
+// makeRoom raises the limits of all queues to what a plan asks for, be it one that somebody else
+// published.
+func (p *Planner) makeRoom(ctx context.Context, next plan.Plan) error {
+	for _, m := range p.state.Models {
+		if err := p.ensureQueue(ctx, m, next); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // encode is a model as it is registered.
 func encode(m model.Model) string {
 	data, err := json.Marshal(m)

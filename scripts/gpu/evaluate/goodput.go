@@ -1,0 +1,450 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gpulet/gpulet/shared/model"
+	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/shared/profile"
+)
+
+// goodputConfig is the configuration of evaluate goodput.
+type goodputConfig struct {
+	Common config
+	Arms   string `env:"ARMS" usage:"ways to share the GPU, separated by spaces (default: all): gpulet sbp elastic even mps streams"`
+	Mixes  string `env:"MIXES" usage:"mixes, separated by spaces (default: all): game traffic scen1..scen5 all9, or model=weight,..."`
+	Body   string `env:"BODY" usage:"what is sent: jpeg (to models that take pictures, random tensors to others) or random; default: as loadgen does"`
+	// Requests bounds what CPU and queue have to carry, which otherwise would be measured, not the GPU.
+	Requests float64       `env:"REQUESTS" envDefault:"8000" usage:"requests/s of all models together from which on requests carry more samples"`
+	Samples  string        `env:"SAMPLES" usage:"samples per request, model=N,...; default: as --requests asks for"`
+	Most     int           `env:"MOST_SAMPLES" envDefault:"16" usage:"most samples per request"`
+	Tries    int           `env:"TRIES" envDefault:"5" usage:"most rates to try per cell; fewer when the budget is short"`
+	Warmup   time.Duration `env:"WARMUP" envDefault:"700ms" usage:"load at each rate before it is measured"`
+	Step     time.Duration `env:"STEP" envDefault:"3s" usage:"time that each rate is measured"`
+
+	arms    []arm
+	samples map[string]int
+}
+
+// Validate reports the first setting that makes no sense.
+func (c *goodputConfig) Validate() error {
+	if c.Arms == "" {
+		c.arms = arms
+	}
+	for name := range strings.FieldsSeq(c.Arms) {
+		i := slices.IndexFunc(arms, func(a arm) bool { return a.name == name })
+		if i < 0 {
+			return fmt.Errorf("arm %q: expected gpulet, sbp, elastic, even, mps or streams", name)
+		}
+		c.arms = append(c.arms, arms[i])
+	}
+	if c.Mixes == "" {
+		c.Mixes = "game traffic scen1 scen2 scen3 scen4 scen5 all9"
+	}
+	for name := range strings.FieldsSeq(c.Mixes) {
+		if _, err := parseMix(name); err != nil {
+			return err
+		}
+	}
+	if c.Samples != "" {
+		var err error
+		if c.samples, err = parseSamples(c.Samples); err != nil {
+			return fmt.Errorf("samples: %w", err)
+		}
+	}
+	switch {
+	case c.Body != "" && c.Body != bodyJPEG && c.Body != bodyRandom:
+		return fmt.Errorf("body %q: expected %s or %s", c.Body, bodyJPEG, bodyRandom)
+	case !(c.Requests > 0):
+		return fmt.Errorf("requests %v: expected more than 0", c.Requests)
+	case c.Tries < 2 || c.Most < 1:
+		return fmt.Errorf("tries %d, most samples %d: expected at least 2 and 1", c.Tries, c.Most)
+	case c.Warmup < 0 || c.Step <= 0:
+		return fmt.Errorf("warmup %v, step %v: expected at least 0, and more than 0", c.Warmup, c.Step)
+	}
+	return nil
+}
+
+func newGoodputCommand() *cobra.Command {
+	cfg := &goodputConfig{}
+	return experiment(&cobra.Command{
+		Use:   "goodput",
+		Short: "Find the highest goodput of every arm on every mix",
+		Long: `For every mix and arm, the highest rate of Poisson load at which at most 1 % of the requests miss their
+SLO and none is lost. Each rate gets a plan of its own, made for it by the arm's algorithm with the
+margin that planner run adds, and published with planner apply; beyond what the algorithm can carry,
+the plan is that of the most it can. The programs stay up between rates; only the plan changes.`,
+		Example: `  evaluate goodput --device cuda:0 --mixes "game scen1" --budget 4m
+  evaluate goodput --device sim:h100 --mixes "resnet50=1,vgg16=1" --arms "gpulet sbp" --out build/gpu/dry`,
+	}, cfg, &cfg.Common, func(ctx context.Context) error { return goodput(ctx, cfg) })
+}
+
+// cell is what was found for one arm on one mix.
+type cell struct {
+	About    about              `json:"about"`
+	Mix      string             `json:"mix"`
+	Arm      string             `json:"arm"`
+	GPUType  string             `json:"gpu_type"`
+	Parts    map[string]float64 `json:"parts"` // of the whole, by model
+	SLOsMs   map[string]float64 `json:"slos_ms"`
+	Samples  map[string]int     `json:"samples"` // per request, by model
+	Body     string             `json:"body,omitempty"`
+	StepS    float64            `json:"step_s"`
+	Reserve  float64            `json:"reserve_ms"`        // of every SLO, kept for what happens outside the engine
+	Skipped  string             `json:"skipped,omitempty"` // why nothing was measured
+	Expected float64            `json:"expected_rps"`      // highest rate that the planner promises; 0: it promises nothing
+	Goodput  float64            `json:"goodput_rps"`       // samples/s within their SLO at the highest good rate; 0: none was
+	Rate     float64            `json:"rate_rps"`          // that rate, samples/s
+	TooHigh  float64            `json:"too_high_rps"`      // the lowest bad rate, 0: none was
+	Notes    []string           `json:"notes,omitempty"`
+	Tries    []try              `json:"tries"`
+}
+
+// try is one rate.
+type try struct {
+	Rate        float64             `json:"rate_rps"`
+	Good        bool                `json:"good"`
+	Why         string              `json:"why"`
+	Violations  float64             `json:"violations"` // share of all requests
+	Goodput     float64             `json:"goodput_rps"`
+	WorstModel  string              `json:"worst_model"`
+	Worst       float64             `json:"worst_violations"`
+	Predicted   *float64            `json:"predicted_violations,omitempty"` // by planner simulate
+	Unsound     []string            `json:"unsound,omitempty"`              // what the checker has against the plan
+	ReadyS      float64             `json:"ready_s"`                        // from publishing the plan until all of it was served
+	Models      map[string]tryModel `json:"models"`
+	Cores       map[string]float64  `json:"cores"` // busy, by program
+	Utilisation *float64            `json:"gpu_utilisation_percent,omitempty"`
+	Plan        plan.Plan           `json:"plan"`
+}
+
+type tryModel struct {
+	Rate       float64 `json:"rate_rps"` // samples/s
+	Requests   int64   `json:"requests"`
+	Violations float64 `json:"violations"`
+	P50Ms      float64 `json:"p50_ms"`
+	P99Ms      float64 `json:"p99_ms"`
+	QueuedMs   float64 `json:"queued_ms"`
+	BatchedMs  float64 `json:"batched_ms"`
+	ExecMs     float64 `json:"exec_ms"`
+	Batch      float64 `json:"batch"` // samples that ran together
+}
+
+// evaluation is a run of evaluate goodput.
+type evaluation struct {
+	cfg   *goodputConfig
+	site  *site
+	set   *profile.Set
+	about about
+	smi   *sampler
+}
+
+func goodput(ctx context.Context, cfg *goodputConfig) error {
+	ctx, cancel := context.WithDeadlineCause(ctx, cfg.Common.deadline, errBudget)
+	defer cancel()
+	s, err := startSite(ctx, &cfg.Common)
+	if err != nil {
+		return err
+	}
+	defer s.stop()
+	e := &evaluation{cfg: cfg, site: s, about: cfg.Common.about(ctx), smi: startSampler(&cfg.Common)}
+	defer e.smi.stop()
+	if err := s.registered(ctx, e.served()); err != nil {
+		return err
+	}
+	e.set, _ = profile.LoadDir(s.profiles)
+	err = e.cells(ctx)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// served are the models of the mixes that the repository has.
+func (e *evaluation) served() (names []string) {
+	for name := range strings.FieldsSeq(e.cfg.Mixes) {
+		parts, _ := parseMix(name) // Validate has read it
+		for m := range parts {
+			if _, err := os.Stat(filepath.Join(e.cfg.Common.Models, m, model.ConfigFile)); err == nil && !slices.Contains(names, m) {
+				names = append(names, m)
+			}
+		}
+	}
+	return names
+}
+
+// rounds groups the arms so that what matters most is measured first and the worker seldom restarts.
+func rounds(all []arm) (groups [][]arm) {
+	for _, names := range [][]string{{"gpulet", "sbp"}, {"elastic", "even"}, {"mps"}, {"streams"}} {
+		var group []arm
+		for _, a := range all {
+			if slices.Contains(names, a.name) {
+				group = append(group, a)
+			}
+		}
+		groups = append(groups, group)
+	}
+	return groups
+}
+
+// cells measures every cell that is not there yet.
+func (e *evaluation) cells(ctx context.Context) error {
+	type job struct {
+		mix string
+		arm arm
+	}
+	var todo []job
+	for _, group := range rounds(e.cfg.arms) {
+		for mix := range strings.FieldsSeq(e.cfg.Mixes) {
+			for _, a := range group {
+				if there, err := e.cfg.Common.read(cellFile(mix, a.name), &cell{}); err != nil {
+					return err
+				} else if !there {
+					todo = append(todo, job{mix, a})
+				}
+			}
+		}
+	}
+	for i, j := range todo {
+		tries := affordable(e.cfg.Common.left(), len(todo)-i, e.cfg.Warmup+e.cfg.Step+switchTime, e.cfg.Tries)
+		c, err := e.cell(ctx, j.mix, j.arm, tries)
+		switch {
+		case ctx.Err() != nil:
+			return nil // a cell that was cut short is measured again
+		case err != nil:
+			say("%s %s: %v", j.mix, j.arm.name, err)
+			c.Skipped = err.Error()
+		}
+		if err := e.cfg.Common.write(cellFile(j.mix, j.arm.name), c); err != nil {
+			return err
+		}
+		if c.Skipped == "" {
+			say("%s %s: %.0f samples/s within their SLO (expected %.0f)", j.mix, j.arm.name, c.Goodput, c.Expected)
+		}
+	}
+	return nil
+}
+
+// switchTime is about what a change of plan takes.
+const switchTime = 2 * time.Second
+
+// affordable is how many rates may be tried in a cell when n cells share what is left.
+func affordable(left time.Duration, n int, each time.Duration, most int) int {
+	return min(most, max(2, int(left/(time.Duration(n)*each))))
+}
+
+func cellFile(mix, arm string) string {
+	clean := strings.NewReplacer("=", "-", ",", "_", "/", "-").Replace(mix)
+	return filepath.Join("goodput", clean+"."+arm+".json")
+}
+
+// cell finds the highest good rate of an arm on a mix. An error is why there is none.
+func (e *evaluation) cell(ctx context.Context, mix string, a arm, tries int) (cell, error) {
+	parts, _ := parseMix(mix) // Validate has read it
+	c := cell{
+		About: e.about, Mix: mix, Arm: a.name, GPUType: e.site.device.GPUType, Parts: parts, SLOsMs: map[string]float64{},
+		Body: e.cfg.Body, StepS: e.cfg.Step.Seconds(), Reserve: e.cfg.Common.Reserve.Seconds() * 1000, Tries: []try{},
+	}
+	slos, err := e.slos(parts)
+	if err != nil {
+		return c, err
+	}
+	for name, slo := range slos {
+		c.SLOsMs[name] = slo.Seconds() * 1000
+	}
+	x := &attempt{evaluation: e, arm: a, parts: parts, slos: slos}
+	if err := x.prepare(ctx); err != nil {
+		return c, err
+	}
+	c.Samples, c.Expected = x.samples, x.promised
+	if err := e.site.serveWith(ctx, a.worker); err != nil {
+		return c, err
+	}
+	find := search{rate: x.start}
+	for len(c.Tries) < tries && !find.done() {
+		t, err := x.try(ctx, find.rate)
+		if err != nil {
+			return c, err
+		}
+		say("%s %s %8.0f samples/s: %s", mix, a.name, t.Rate, t.Why)
+		c.add(t)
+		find.tell(t.Good)
+	}
+	c.TooHigh = find.bad
+	return c, nil
+}
+
+// slos reads the models' SLOs, and reports the model that cannot be served.
+func (e *evaluation) slos(parts map[string]float64) (map[string]time.Duration, error) {
+	slos := map[string]time.Duration{}
+	for _, name := range slices.Sorted(maps.Keys(parts)) {
+		if _, ok := e.set.Get(e.site.device.GPUType, name); !ok {
+			return nil, fmt.Errorf("no profile of %s on %s", name, e.site.device.GPUType)
+		}
+		var err error
+		if slos[name], err = sloOf(e.cfg.Common.Models, name); err != nil {
+			return nil, err
+		}
+	}
+	return slos, nil
+}
+
+// add notes a rate that was tried, and keeps the best.
+func (c *cell) add(t try) {
+	c.Tries = append(c.Tries, t)
+	if t.Good && t.Rate > c.Rate {
+		c.Rate, c.Goodput = t.Rate, t.Goodput
+	}
+	busy := 0.0
+	for _, n := range t.Cores {
+		busy += n
+	}
+	if note := fmt.Sprintf("all but a tenth of the %d cores were busy", runtime.NumCPU()); busy > 0.9*float64(runtime.NumCPU()) && !slices.Contains(c.Notes, note) {
+		c.Notes = append(c.Notes, note)
+	}
+}
+
+// attempt is the search of one cell.
+type attempt struct {
+	*evaluation
+	arm      arm
+	parts    map[string]float64
+	slos     map[string]time.Duration
+	samples  map[string]int
+	pictures map[string]bool
+	promised float64 // highest rate with the margin of planner run
+	most     float64 // highest rate that has a sound plan at all
+	start    float64 // first rate to try
+}
+
+// prepare asks the planner what to expect.
+func (x *attempt) prepare(ctx context.Context) error {
+	bare, err := x.site.peak(ctx, "gpulet", x.slos, x.parts, nil)
+	if err != nil {
+		return err
+	}
+	if x.pictures, err = pictures(x.cfg.Common.Models, slices.Collect(maps.Keys(x.parts))); err != nil {
+		return err
+	}
+	if x.samples = x.cfg.samples; x.samples == nil {
+		x.samples = samplesFor(scaled(x.parts, bare), x.cfg.Requests, x.cfg.Most, singles(x.cfg.Body, x.pictures))
+	}
+	if x.arm.algorithm == "" {
+		x.start = max(1, bare*sideBySidePart)
+		return nil
+	}
+	var errPromised, errMost error
+	var both sync.WaitGroup
+	both.Go(func() { x.promised, errPromised = x.site.peak(ctx, x.arm.algorithm, x.slos, x.parts, x.samples) })
+	both.Go(func() { x.most, errMost = x.site.peak(ctx, x.arm.algorithm, x.slos, x.parts, nil) })
+	both.Wait()
+	if err := errors.Join(errPromised, errMost); err != nil {
+		return err
+	}
+	if x.start = max(x.promised, x.most/2); x.start == 0 {
+		return errors.New("the algorithm finds no plan at any rate")
+	}
+	return nil
+}
+
+// sideBySidePart of the most that any plan carries is where the search begins for arms without plans.
+const sideBySidePart = 0.6
+
+// singles are the models whose requests have one sample whatever the rate: a JPEG is one picture.
+func singles(body string, pictures map[string]bool) map[string]bool {
+	if body == bodyJPEG {
+		return pictures
+	}
+	return nil
+}
+
+// plan is the arm's plan for a total rate: with the margin that planner run adds as long as there is one,
+// then without, then for the most that the algorithm can carry.
+func (x *attempt) plan(ctx context.Context, total float64) (plan.Plan, error) {
+	rates := scaled(x.parts, total)
+	if x.arm.algorithm == "" {
+		return sideBySide(x.set, x.site.device.GPUType, x.slos, rates, x.arm.apart)
+	}
+	if total <= x.promised {
+		if p, complete, err := x.site.planFor(ctx, x.arm.algorithm, x.slos, rates, x.samples); complete || err != nil {
+			return p, err
+		}
+	}
+	// Algorithms need not carry less whenever they carry more: the most that is found near it.
+	for part := 1.0; part > 0.3; part -= 0.05 {
+		p, complete, err := x.site.planFor(ctx, x.arm.algorithm, x.slos, scaled(x.parts, part*min(total, x.most)), nil)
+		if complete || err != nil {
+			return p, err
+		}
+	}
+	return plan.Plan{}, fmt.Errorf("no plan of %s carries a third of %.0f samples/s", x.arm.algorithm, min(total, x.most))
+}
+
+// try measures one total rate, in samples/s.
+func (x *attempt) try(ctx context.Context, total float64) (try, error) {
+	t := try{Rate: total}
+	p, err := x.plan(ctx, total)
+	if err != nil {
+		return t, err
+	}
+	problems, took, err := x.site.serve(ctx, admitRequests(p, x.samples))
+	if err != nil {
+		return t, err
+	}
+	t.Plan, t.ReadyS = x.site.current, took.Seconds()
+	if x.arm.algorithm != "" {
+		t.Unsound = problems
+	}
+	x.smi.take()
+	before, begin := x.site.cpu(), time.Now()
+	r, client, err := x.site.send(ctx, load{
+		rates: scaled(x.parts, total), samples: x.samples, warmup: x.cfg.Warmup, duration: x.cfg.Step, body: x.cfg.Body, pictures: x.pictures, seed: x.cfg.Common.Seed,
+	})
+	if err != nil {
+		return t, err
+	}
+	after := x.site.cpu()
+	after["loadgen"] = client
+	t.Cores, t.Utilisation = after.cores(before, time.Since(begin)), x.smi.take()
+	t.judge(r, x.samples)
+	return t, nil
+}
+
+// allowed is the share of requests that may miss their SLO.
+const allowed = 0.01
+
+// judge fills in what came of the load.
+func (t *try) judge(r loadReport, samples map[string]int) {
+	t.Violations, t.Models = r.Total.missed(), map[string]tryModel{}
+	t.WorstModel, t.Worst = r.worst()
+	for name, f := range r.Models {
+		n := float64(max(1, samples[name]))
+		m := tryModel{Rate: f.RateRPS * n, Requests: f.Sent, Violations: f.missed(), P50Ms: f.P50Ms, P99Ms: f.P99Ms}
+		if f.Stages != nil {
+			m.QueuedMs, m.BatchedMs, m.ExecMs, m.Batch = f.Stages.QueuedMs, f.Stages.BatchedMs, f.Stages.ExecMs, f.Stages.Batch
+		}
+		t.Models[name] = m
+		t.Goodput += f.GoodputRPS * n
+	}
+	t.Good = t.Violations <= allowed && r.Total.Lost == 0 && r.Total.Sent > 0
+	t.Why = fmt.Sprintf("%.2f%% of %d requests missed their SLO, %s %.2f%%", 100*t.Violations, r.Total.Sent, t.WorstModel, 100*t.Worst)
+	if r.Total.Lost > 0 {
+		t.Why += fmt.Sprintf("; %d were lost", r.Total.Lost)
+	}
+	if late := float64(r.Total.Late) / math.Max(1, float64(r.Total.Sent)); late > 0.05 {
+		t.Why += fmt.Sprintf("; the client sent %.0f%% late", 100*late)
+	}
+}
