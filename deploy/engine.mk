@@ -1,6 +1,8 @@
 # The engines: shared libraries that the worker opens at run time.
 #   build/lib/libgpulet_torch.so  LibTorch (Debian: libtorch-dev libopenblas0-serial). Without
 #                                 OpenBLAS, LibTorch falls back to a reference BLAS, 10x slower.
+#                                 With libjpeg-turbo (libjpeg-dev) it decodes JPEGs; without, the
+#                                 worker does so in Go, several times slower.
 #   build/lib/libgpulet_ref.so    the reference engine, plain C
 # On a GPU host use scripts/gpu/build_engine.sh, which builds against PyTorch's own LibTorch.
 
@@ -15,23 +17,29 @@ CC           ?= cc
 TORCH_INC    ?= -isystem /usr/include/torch/csrc/api/include
 TORCH_LIBS   ?= -ltorch_cpu -lc10
 ENGINE_CXX   := -std=c++20 -O2 -fPIC -fvisibility=hidden -Wall -Wextra
+# -DGLE_JPEG -ljpeg where libjpeg can be compiled against and linked; make JPEG= leaves it out.
+ifeq ($(origin JPEG),undefined)
+JPEG         := $(shell echo 'int main() { return jpeg_std_error(nullptr) != nullptr; }' | \
+                $(CXX) -include cstdio -include jpeglib.h -x c++ -o /dev/null - -ljpeg 2>/dev/null && echo -DGLE_JPEG)
+endif
+JPEG_LIBS    := $(if $(strip $(JPEG)),-ljpeg)
 ENGINE_C     := -std=gnu11 -O2 -fPIC -fvisibility=hidden -Wall -Wextra -Wconversion
 
 ##@ Engine
 .PHONY: engine engine-ref engine-sanitize
-engine: build/lib/libgpulet_torch.so build/lib/libgpulet_ref.so ## the engines, into build/lib/ (needs libtorch-dev, libopenblas0-serial, g++)
+engine: build/lib/libgpulet_torch.so build/lib/libgpulet_ref.so ## the engines, into build/lib/ (needs libtorch-dev, libopenblas0-serial, g++; libjpeg-dev if there)
 
 engine-ref: build/lib/libgpulet_ref.so ## the reference engine only: needs a C compiler, no LibTorch
 
 build/lib/libgpulet_torch.so: $(ENGINE_OBJS) $(ENGINE_DIR)/exports.map
 	@mkdir -p $(@D)
-	$(CXX) $(ENGINE_LINK) -o $@ $(ENGINE_OBJS) $(TORCH_LIBS) -ldl
+	$(CXX) $(ENGINE_LINK) -o $@ $(ENGINE_OBJS) $(TORCH_LIBS) $(JPEG_LIBS) -ldl
 
 $(ENGINE_OBJ)/%.o: $(ENGINE_DIR)/torch/%.cc
 	@mkdir -p $(@D)
 	@echo 'int main(){}' | $(CXX) $(TORCH_INC) -include torch/version.h -x c++ -o /dev/null - 2>/dev/null || \
 	{ echo "LibTorch is missing: apt-get install libtorch-dev libopenblas0-serial g++" >&2; exit 1; }
-	$(CXX) $(ENGINE_CXX) $(TORCH_INC) -I$(ENGINE_DIR)/include -MMD -MP -c -o $@ $<
+	$(CXX) $(ENGINE_CXX) $(JPEG) $(TORCH_INC) -I$(ENGINE_DIR)/include -MMD -MP -c -o $@ $<
 
 build/lib/libgpulet_ref.so: $(ENGINE_DIR)/ref/ref.c $(ENGINE_DIR)/include/engine.h $(ENGINE_DIR)/exports.map
 	@mkdir -p $(@D)

@@ -9,10 +9,10 @@ usage() {
 usage: scripts/setup.sh [--check] [--for test|demo|gpu]
 
 Installs, through apt, what is missing:
-  demo   LibTorch, OpenBLAS, a C++ compiler, PyTorch and torchvision for Python   (make demo, make up; the default)
+  demo   LibTorch, OpenBLAS, libjpeg-turbo, a C++ compiler, PyTorch and torchvision for Python   (make demo, make up; the default)
   test   the same: its end-to-end tests export models too                         (make test)
   train  the same without torchvision, with scikit-learn                          (scripts/train_digits.py)
-  gpu    a C++ compiler; checks driver, MPS, CUDA headers and a PyTorch with CUDA, which apt does not have
+  gpu    a C++ compiler, libjpeg-turbo; checks driver, MPS, CUDA headers and a PyTorch with CUDA, which apt does not have
 
   --check   install nothing; say what is missing
 
@@ -42,11 +42,11 @@ while (($#)); do
 	shift
 done
 
-engine=(g++ libtorch-dev libopenblas0-serial python3-torch python3-msgpack)
+engine=(g++ libtorch-dev libopenblas0-serial libjpeg-dev python3-torch python3-msgpack)
 case $purpose in
 test | demo) packages=("${engine[@]}" python3-torchvision) ;;
 train) packages=("${engine[@]}" python3-sklearn) ;;
-gpu) packages=(g++) ;;
+gpu) packages=(g++ libjpeg-dev) ;;
 *) printf 'error: --for %s: expected test, demo, train or gpu\n' "'$purpose'" >&2; exit 2 ;;
 esac
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the engines on a GPU host: build/lib/libgpulet_torch.so with CUDA, against the LibTorch
 # that comes with PyTorch, and build/lib/libgpulet_ref.so. Needs g++, the CUDA headers and a Python
-# with a CUDA build of torch.
+# with a CUDA build of torch. Where jpeglib.h and libjpeg are (libjpeg-dev), the engine decodes JPEGs;
+# elsewhere the worker does so in Go, several times slower.
 #
 # usage: scripts/gpu/build_engine.sh
 #   PYTHON     the Python that has torch (default: python3)
@@ -32,6 +33,15 @@ flags=(-std=c++20 -O2 -fPIC -fvisibility=hidden -Wall -Wextra
   -DGLE_CUDA "-D_GLIBCXX_USE_CXX11_ABI=$abi" -Iworker/engine/include
   -isystem "$torch/include" -isystem "$torch/include/torch/csrc/api/include"
   -isystem "$cuda/include")
+jpeg=()
+if echo 'int main() { return jpeg_std_error(nullptr) != nullptr; }' |
+  "$cxx" -include cstdio -include jpeglib.h -x c++ -o /dev/null - -ljpeg 2>/dev/null; then
+  flags+=(-DGLE_JPEG)
+  jpeg=(-ljpeg)
+  echo "libjpeg: found, the engine decodes JPEGs"
+else
+  echo "libjpeg: not found (apt-get install libjpeg-dev), JPEGs are decoded in Go"
+fi
 link=(-shared -Wl,--version-script=worker/engine/exports.map)
 
 compile() { # compile FILE.cc
@@ -48,7 +58,7 @@ for pid in "${running[@]}"; do wait "$pid" || failed=1; done
 
 "$cxx" "${link[@]}" -o build/lib/libgpulet_torch.so "$objects"/*.o \
   -L"$torch/lib" -L"$cuda/lib64" -Wl,--no-as-needed \
-  -ltorch -ltorch_cpu -ltorch_cuda -lc10 -lc10_cuda -lcudart -ldl \
+  -ltorch -ltorch_cpu -ltorch_cuda -lc10 -lc10_cuda -lcudart "${jpeg[@]}" -ldl \
   -Wl,-rpath,"$torch/lib" -Wl,-rpath,"$cuda/lib64"
 "${CC:-cc}" -std=gnu11 -O2 -fPIC -fvisibility=hidden -Wall -Wextra "${link[@]}" \
   -Iworker/engine/include -o build/lib/libgpulet_ref.so worker/engine/ref/ref.c -lm

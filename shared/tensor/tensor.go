@@ -6,6 +6,7 @@ package tensor
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -144,13 +145,29 @@ type Spec struct {
 	Name  string  `yaml:"name" json:"name"`
 	DType DType   `yaml:"dtype" json:"dtype"`
 	Shape []int64 `yaml:"shape,flow" json:"shape"`
+	// Also are further types that a tensor may come in; whoever takes it converts it.
+	Also []DType `yaml:"-" json:"-"`
+}
+
+// Accepts reports whether a tensor may come in type d.
+func (s Spec) Accepts(d DType) bool { return d == s.DType || slices.Contains(s.Also, d) }
+
+// dtypes are the types that a tensor may come in, in words.
+func (s Spec) dtypes() string {
+	names := []string{s.DType.String()}
+	for _, d := range s.Also {
+		if d != s.DType {
+			names = append(names, d.String())
+		}
+	}
+	return strings.Join(names, " or ")
 }
 
 // Check reports whether t is a batch of s and returns its number of samples (its first dimension).
 // The error names the tensor, what was found and what was expected.
 func (s Spec) Check(t Tensor) (samples int64, err error) {
-	if t.DType != s.DType {
-		return 0, fmt.Errorf("input %q: dtype %s: expected %s", s.Name, t.DType, s.DType)
+	if !s.Accepts(t.DType) {
+		return 0, fmt.Errorf("input %q: dtype %s: expected %s", s.Name, t.DType, s.dtypes())
 	}
 	if len(t.Shape) != len(s.Shape)+1 || t.Shape[0] < 1 || !fits(s.Shape, t.Shape[1:]) {
 		return 0, fmt.Errorf("input %q: shape %v: expected %s", s.Name, t.Shape, s.batchShape())

@@ -68,9 +68,9 @@ func Message(n int, maxPayload int64) error {
 }
 
 // Tensors refuses a request whose inputs or wanted outputs are not those of m, or that has more
-// samples than m takes.
+// samples than m takes. Inputs may come in every type that m's preprocess accepts.
 func Tensors(req wire.Request, m *model.Model) error {
-	samples, err := req.Check(m.Inputs)
+	samples, err := req.Check(m.Accepted())
 	if err != nil {
 		return BadRequest(fmt.Errorf("model %s: %w", m.Name, err))
 	}

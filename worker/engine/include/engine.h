@@ -72,6 +72,7 @@ enum {
 enum {
   GLE_HAS_CUDA = 1 << 0, /* built for CUDA; says nothing of a GPU being present */
   GLE_HAS_AOTI = 1 << 1, /* loads .pt2 packages (AOTInductor) */
+  GLE_HAS_JPEG = 1 << 4, /* decode_image is there */
 };
 
 /* Process-wide settings, given once before the first load. */
@@ -163,6 +164,17 @@ typedef struct gle_result {
   gle_timing timing;
 } gle_result;
 
+/* A JPEG and the picture that is made of it. */
+typedef struct gle_image {
+  uint32_t size;
+  int32_t channels;      /* 3: red, green, blue; 1: grey */
+  int32_t height, width; /* of the picture, to which the JPEG is resized */
+  const void* data;      /* the JPEG */
+  uint64_t n_bytes;
+  uint8_t* pixels;   /* channels x height x width, filled on GLE_OK; anything is in it otherwise */
+  uint64_t n_pixels; /* bytes of pixels */
+} gle_image;
+
 typedef struct gle_model gle_model; /* opaque */
 typedef struct gle_staged
     gle_staged; /* opaque: the inputs of a batch, on their way to the device */
@@ -225,6 +237,12 @@ typedef struct gle_api {
   /* Frees a staged batch, run or not, on any thread, also after its model was unloaded. It must
    * not be running. NULL is ignored. */
   void (*staged_free)(gle_staged*);
+
+  /* Decodes a JPEG on the CPU. Any thread, several at once; it has nothing to do with models and
+   * devices. The caller has looked at the JPEG's header: how large it may be is the caller's
+   * business. Only with GLE_HAS_JPEG, else NULL.
+   * GLE_EINVAL: the JPEG is broken, or not grey, YCbCr or RGB. */
+  int (*decode_image)(const gle_image*, char* err, size_t err_cap);
 } gle_api;
 
 typedef const gle_api* (*gle_get_api_fn)(uint32_t abi_version);

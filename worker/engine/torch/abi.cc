@@ -9,6 +9,7 @@
 #include "device.h"
 #include "engine.h"
 #include "errors.h"
+#include "images.h"
 #include "model.h"
 #include "settings.h"
 
@@ -142,6 +143,17 @@ void staged_free(gle_staged* staged) {
   delete staged;
 }
 
+#ifdef GLE_JPEG
+int decode_image(const gle_image* image, char* err, size_t err_cap) {
+  return guard(GLE_EINVAL, err, err_cap, [&] {
+    check_size(image, "gle_image");
+    decode_jpeg(*image);
+  });
+}
+#else
+constexpr decltype(gle_api::decode_image) decode_image = nullptr;
+#endif
+
 constexpr uint32_t features() {
   uint32_t f = 0;
 #ifdef GLE_CUDA
@@ -149,6 +161,9 @@ constexpr uint32_t features() {
 #endif
 #if __has_include(<torch/csrc/inductor/aoti_package/model_package_loader.h>) && !defined(GLE_NO_AOTI)
   f |= GLE_HAS_AOTI;
+#endif
+#ifdef GLE_JPEG
+  f |= GLE_HAS_JPEG;
 #endif
   return f;
 }
@@ -172,6 +187,7 @@ constexpr gle_api kApi = {
     stage,
     run_staged,
     staged_free,
+    decode_image,
 };
 
 }  // namespace

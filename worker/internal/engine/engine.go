@@ -36,12 +36,30 @@ type Engine interface {
 	Close() error
 }
 
+// JPEGDecoder decodes JPEGs on the CPU. It may be used by several goroutines.
+type JPEGDecoder interface {
+	// DecodeJPEG decodes data into pixels, which holds channels (3: red, green, blue; 1: grey)
+	// planes of height x width bytes, and resizes where the JPEG is of another size. The caller
+	// has looked at the JPEG's header. An error is EINVAL where the JPEG is broken; pixels then
+	// hold anything.
+	DecodeJPEG(pixels, data []byte, channels, height, width int) error
+}
+
+// JPEG returns e's decoder of JPEGs; nil where it has none.
+func JPEG(e Engine) JPEGDecoder {
+	if d, ok := e.(JPEGDecoder); ok && e.Info().JPEG {
+		return d
+	}
+	return nil
+}
+
 // Info identifies an engine.
 type Info struct {
 	Name    string `json:"name"`    // "torch", "ref" or "sim"
 	Version string `json:"version"` // "libtorch 1.13.1"
 	Library string `json:"library"` // path of the shared library, empty for sim
 	CUDA    bool   `json:"cuda"`    // built for CUDA
+	JPEG    bool   `json:"jpeg"`    // decodes JPEGs: see JPEG
 }
 
 // String is how reports and logs call the engine.

@@ -12,7 +12,10 @@ import (
 // native is an engine behind the C ABI.
 type native struct{ lib *cabi.Library }
 
-var _ Engine = (*native)(nil)
+var (
+	_ Engine      = (*native)(nil)
+	_ JPEGDecoder = (*native)(nil)
+)
 
 func (e *native) Info() Info {
 	return Info{
@@ -20,6 +23,7 @@ func (e *native) Info() Info {
 		Version: e.lib.Version(),
 		Library: e.lib.Path(),
 		CUDA:    e.lib.HasCUDA(),
+		JPEG:    e.lib.HasJPEG(),
 	}
 }
 
@@ -29,6 +33,14 @@ func (e *native) Device(name string) (Device, error) {
 		return Device{}, wrap(err, "device "+name)
 	}
 	return Device{Name: d.Name, SMs: d.SMs, MemFree: d.MemFree, MemTotal: d.MemTotal}, nil
+}
+
+// DecodeJPEG implements JPEGDecoder.
+func (e *native) DecodeJPEG(pixels, data []byte, channels, height, width int) error {
+	if err := e.lib.DecodeJPEG(pixels, data, channels, height, width); err != nil {
+		return wrap(err, "JPEG")
+	}
+	return nil
 }
 
 func (e *native) Close() error { return nil }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/gpulet/gpulet/shared/batch"
 	"github.com/gpulet/gpulet/shared/bus"
-	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/tensor"
 	"github.com/gpulet/gpulet/shared/wire"
 	"github.com/gpulet/gpulet/worker/internal/engine"
@@ -32,7 +31,7 @@ func (r *request) decode() error {
 	if err != nil {
 		return err
 	}
-	samples, err := req.Check(accepting(m, req.Inputs))
+	samples, err := req.Check(m.Accepted())
 	if err != nil {
 		return err
 	}
@@ -45,23 +44,6 @@ func (r *request) decode() error {
 	r.samples, r.outputs = int(samples), req.Outputs
 	r.inputs = inOrder(req.Inputs, m.Inputs)
 	return nil
-}
-
-// accepting returns the model's input specs, with the dtype that an input came in where the model
-// converts it.
-func accepting(m model.Model, inputs []tensor.Tensor) []tensor.Spec {
-	if len(m.Preprocess) == 0 {
-		return m.Inputs
-	}
-	specs := slices.Clone(m.Inputs)
-	for i := range specs {
-		for _, in := range inputs {
-			if in.Name == specs[i].Name && slices.Contains(m.Preprocess[in.Name].Accept, in.DType) {
-				specs[i].DType = in.DType
-			}
-		}
-	}
-	return specs
 }
 
 // inOrder sorts inputs, which hold each of specs once, like specs.
