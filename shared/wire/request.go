@@ -9,7 +9,7 @@ import (
 )
 
 // DecodeRequest decodes a request's body. The content type "" stands for msgpack, or for JSON when
-// the body starts with '{'. inputs are the model's input specs: a raw body takes its name, type and
+// the body starts with '{'; images are not decoded here (see ImageType). inputs are the model's input specs: a raw body takes its name, type and
 // shape from them; other bodies are decoded as they are (see Check). Zero fields of lim are those
 // of DefaultLimits.
 //
@@ -30,7 +30,7 @@ func DecodeRequest(contentType string, body []byte, inputs []tensor.Spec, lim Li
 	case TypeRaw:
 		req, err = decodeRawRequest(body, inputs)
 	default:
-		return Request{}, fmt.Errorf("content type %q: expected one of %s, %s, %s", t, TypeMsgpack, TypeJSON, TypeRaw)
+		return Request{}, fmt.Errorf("content type %q: expected one of %s, %s, %s, %s, %s", t, TypeMsgpack, TypeJSON, TypeRaw, TypeJPEG, TypePNG)
 	}
 	if err != nil {
 		return Request{}, fmt.Errorf("request body: %w", err)
@@ -85,6 +85,21 @@ func mediaType(contentType string, body []byte) string {
 		return TypeMsgpack
 	}
 	return t
+}
+
+// ImageType returns which of TypeJPEG and TypePNG a content type is. The body of such a request is
+// the image alone, and DecodeRequest has no part in it.
+func ImageType(contentType string) (kind string, ok bool) {
+	if len(contentType) < len("image/") || !strings.EqualFold(contentType[:len("image/")], "image/") {
+		return "", false
+	}
+	switch t := mediaType(contentType, nil); t {
+	case TypeJPEG, "image/jpg":
+		return TypeJPEG, true
+	case TypePNG:
+		return TypePNG, true
+	}
+	return "", false
 }
 
 func (l Limits) orDefault() Limits {

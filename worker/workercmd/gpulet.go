@@ -117,7 +117,7 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 	log.Info("serving", "engine", eng.Info().Version, "share", cfg.Share, "cores", cfg.Cores, "sms", sms)
 	err = gpulet.Run(ctx, gpulet.Config{
 		ID: cfg.ID, Host: cfg.Host, GPU: cfg.GPU, Share: cfg.Share, Device: cfg.Device, PID: os.Getpid(),
-		Engine: eng, Bus: b, Commands: commands, Report: reports.put, Grace: cfg.Grace, Log: log,
+		Engine: eng, Bus: b, Commands: commands, Report: reports.put, Decoders: len(cfg.Cores), Grace: cfg.Grace, Log: log,
 	})
 	if errors.Is(err, gpulet.ErrDevice) {
 		return deviceFailed(err)

@@ -46,7 +46,9 @@ func (l *loop) revoke(now time.Time) {
 	l.next, l.revoked = nil, true
 	l.busyUntil = l.busyUntil.Add(-n.exec)
 	for _, it := range n.items {
-		l.hold(it.Payload.(*request), now) //nolint:forcetypeassert // the loop puts nothing else in
+		req := it.Payload.(*request) //nolint:forcetypeassert // the loop puts nothing else in
+		req.pixels = nil             // never used again: they may be on their way to the device right now
+		l.hold(req, now)
 	}
 }
 

@@ -27,6 +27,10 @@ type bound struct {
 	loadAt  time.Time    // when to do that; zero: it is being done, or cannot be
 	again   lifecycle.Backoff
 
+	decoding   int           // images on their way to the batcher
+	decodeLead time.Duration // how long that takes them
+	pixels     [][]byte      // for pictures, all of one size
+
 	// retiring models take no more requests and go when those they hold are done.
 	retiring bool
 

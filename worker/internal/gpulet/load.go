@@ -146,7 +146,7 @@ func (l *loop) rebatch() {
 	}
 	for _, it := range l.batcher.SetModels(models) {
 		req := it.Payload.(*request) //nolint:forcetypeassert // the loop puts nothing else in
-		delete(l.open, req)
+		l.forget(req)
 		_ = req.msg.Nak(0)
 	}
 }
@@ -270,9 +270,9 @@ func (l *loop) closeModels() {
 	}
 }
 
-// holds reports whether requests of the model are in the batcher or with the executor.
+// holds reports whether requests of the model are being decoded, in the batcher or with the executor.
 func (l *loop) holds(m *bound) bool {
-	if l.batcher.Held(m.name()) > 0 {
+	if m.decoding > 0 || l.batcher.Held(m.name()) > 0 {
 		return true
 	}
 	if !l.busy {

@@ -13,6 +13,7 @@ import (
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/wire"
 	"github.com/gpulet/gpulet/worker/internal/engine"
+	"github.com/gpulet/gpulet/worker/internal/images"
 	"github.com/gpulet/gpulet/worker/internal/link"
 )
 
@@ -28,6 +29,7 @@ type loop struct {
 	open    map[*request]struct{} // fetched, and neither acknowledged nor given up
 	events  chan bus.PullEvent
 
+	decoders  *decoders
 	exec      *executor
 	busy      bool
 	busyUntil time.Time // estimate, next included
@@ -68,6 +70,7 @@ func (l *loop) run(ctx context.Context) error {
 	defer stop()
 	loadCtx, stopLoading := context.WithCancel(abort)
 	l.exec = startExecutor()
+	l.decoders = startDecoders(images.New(engine.JPEG(l.cfg.Engine)), l.cfg.Decoders)
 	l.loader = startLoader(loadCtx, l.cfg.Engine)
 	l.timer = time.NewTimer(time.Hour)
 	defer l.timer.Stop()
@@ -80,6 +83,7 @@ func (l *loop) run(ctx context.Context) error {
 	stopLoading()
 	if err != nil {
 		l.exec.abandon()
+		l.decoders.abandon()
 		l.loader.abandon()
 		// What was answered must not run again elsewhere: a socket that is closed over unread
 		// deliveries may take the latest acknowledgements with it.
@@ -90,6 +94,7 @@ func (l *loop) run(ctx context.Context) error {
 	}
 	l.exec.jobs <- &job{close: append(l.toClose, l.closing()...)}
 	l.loader.stop()
+	l.decoders.stop()
 	l.exec.stop()
 	l.storing.Wait()
 	return l.cfg.Bus.Flush()
@@ -125,6 +130,8 @@ func (l *loop) serve(drain, abort context.Context) error {
 			if err := l.finished(o); err != nil {
 				return err
 			}
+		case p := <-l.decoders.out:
+			l.decoded(p)
 		case r := <-l.loader.results:
 			if err := l.hasLoaded(r); err != nil {
 				return err
@@ -221,15 +228,6 @@ func (l *loop) finished(o outcome) error {
 	return nil
 }
 
-// hold gives a request to the batcher.
-func (l *loop) hold(req *request, now time.Time) {
-	it := batch.Item{Payload: req, Samples: req.samples, Deadline: req.deadline, Arrived: req.msg.Stored}
-	if !l.batcher.Add(req.model.name(), it, now) {
-		delete(l.open, req)
-		_ = req.msg.Nak(0) // a model without a batch is one that was unbound; others serve it
-	}
-}
-
 // admit takes a fetched message. What is too late is not even decoded: under overload there is a
 // lot of it, and the sooner it is gone, the fresher is what comes next.
 func (l *loop) admit(m *bound, msg *bus.Msg, now time.Time) {
@@ -239,19 +237,47 @@ func (l *loop) admit(m *bound, msg *bus.Msg, now time.Time) {
 		m.counts.Redelivered++
 	}
 	var err error
-	if req.deadline, err = wire.ResolveDeadline(msg.Get, msg.Stored, m.timeout()); err == nil {
-		if now.Add(m.estimate.exec(1)).After(req.deadline) {
-			l.expire(req, now)
-			return
-		}
-		err = req.decode()
+	if req.deadline, err = wire.ResolveDeadline(msg.Get, msg.Stored, m.timeout()); err != nil {
+		l.reject(req, err)
+		return
 	}
-	if err != nil {
-		m.counts.Rejected++
-		l.refuse(req, wire.BadRequest, err.Error())
+	if now.Add(m.estimate.exec(1)).After(req.deadline) {
+		l.expire(req, now)
+		return
+	}
+	if kind, ok := wire.ImageType(msg.Get(wire.HeaderType)); ok {
+		if err := l.decodeImage(req, kind); err != nil {
+			l.reject(req, err)
+		}
+		return
+	}
+	if err := req.decode(); err != nil {
+		l.reject(req, err)
 		return
 	}
 	l.hold(req, now)
+}
+
+// reject answers a request that cannot be run as it is.
+func (l *loop) reject(req *request, err error) {
+	req.model.counts.Rejected++
+	l.refuse(req, wire.BadRequest, err.Error())
+}
+
+// hold puts a decoded request where the next batches are made of.
+func (l *loop) hold(req *request, now time.Time) {
+	it := batch.Item{Payload: req, Samples: req.samples, Deadline: req.deadline, Arrived: req.msg.Stored}
+	if !l.batcher.Add(req.model.name(), it, now) {
+		l.forget(req)
+		_ = req.msg.Nak(0) // a model without a batch is one that was unbound; others serve it
+	}
+}
+
+// forget lets go of a request that was answered or given back. Nothing reads its inputs any more.
+func (l *loop) forget(req *request) {
+	delete(l.open, req)
+	req.model.givePixels(req.pixels)
+	req.pixels, req.inputs = nil, nil
 }
 
 // progress keeps the queue from delivering again what is only slow.

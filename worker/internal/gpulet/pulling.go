@@ -19,18 +19,20 @@ func (l *loop) pull(now time.Time) {
 		if at := l.pullTime(m); at.IsZero() || at.After(now) {
 			continue
 		}
-		l.ask(m, m.toAsk(w.N), now)
+		if n := w.N - m.decoding; n > 0 {
+			l.ask(m, m.toAsk(n), now)
+		}
 	}
 }
 
 // pullTime is when the model may pull; zero: not before something else happens.
 func (l *loop) pullTime(m *bound) time.Time {
-	if m.puller == nil || m.pulling || l.draining || l.batcher.Held(m.name()) >= l.ahead*m.batch() {
+	if m.puller == nil || m.pulling || l.draining || l.batcher.Held(m.name())+m.decoding >= l.ahead*m.batch() {
 		return time.Time{}
 	}
 	at := m.pullAt
 	if l.busy {
-		if free := l.busyUntil.Add(-l.lead.time()); free.After(at) {
+		if free := l.busyUntil.Add(-l.lead.time() - m.decodeLead); free.After(at) {
 			at = free
 		}
 	}

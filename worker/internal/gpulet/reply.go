@@ -113,7 +113,7 @@ func (l *loop) deliver(req *request, rep wire.Reply, to string, header map[strin
 	case errors.Is(err, bus.ErrUnavailable):
 		// The queue delivers the request again, to somebody who can answer.
 		l.log.Warn("reply not sent", "model", rep.Model, "request_id", rep.RequestID, "error", err)
-		delete(l.open, req)
+		l.forget(req)
 	case errors.Is(err, bus.ErrTooLarge) && rep.Status == wire.StatusOK:
 		req.model.counts.Failed++
 		l.refuse(req, wire.Failed, "reply: "+err.Error())
@@ -127,7 +127,7 @@ func (l *loop) deliver(req *request, rep wire.Reply, to string, header map[strin
 // store keeps a reply that nobody waits for. It takes a round trip, so it does not happen on the
 // loop; how many are under way is bounded by how many requests may be unacknowledged.
 func (l *loop) store(req *request, rep wire.Reply, header map[string]string, body []byte) {
-	delete(l.open, req)
+	l.forget(req)
 	draining := l.draining
 	l.storing.Add(1)
 	go func() {
@@ -152,7 +152,7 @@ func (l *loop) store(req *request, rep wire.Reply, header map[string]string, bod
 
 // end acknowledges a request that was answered.
 func (l *loop) end(req *request) {
-	delete(l.open, req)
+	l.forget(req)
 	l.ack(req, l.draining)
 }
 

@@ -17,7 +17,8 @@ import (
 type request struct {
 	msg      *bus.Msg
 	model    *bound
-	inputs   []tensor.Tensor // in the order of the model's specs; they alias the message
+	inputs   []tensor.Tensor // in the order of the model's specs; they alias the message or pixels
+	pixels   []byte          // of a decoded image; the model's to use again
 	outputs  []string        // wanted; empty: all
 	samples  int
 	deadline time.Time

@@ -59,6 +59,7 @@ type rigOptions struct {
 	none    bool          // start no gpu-let
 	execMs  float64       // of a batch, by the plan; 0: 1
 	grace   time.Duration // for draining
+	images  bool          // the models take grey images of 4 x 4
 	tap     *tap          // between the gpu-lets and the server; nil: none
 	serving engine.Engine // nil: the doubler
 	archive string        // of models, for that engine
@@ -204,13 +205,17 @@ func (s *served) assign(rev uint64, models ...string) {
 }
 
 func (r *rig) assignment(name string) link.Assignment {
+	shape := []int64{-1}
+	if r.options.images {
+		shape = []int64{1, 4, 4}
+	}
 	return link.Assignment{
 		Assignment: plan.Assignment{Model: name, Batch: r.options.batch, ExecMs: r.options.execMs},
 		Config: model.Model{
 			Config: model.Config{
 				Name: name, SLO: r.options.timeout / 2, Timeout: r.options.timeout, MaxBatch: 2 * r.options.batch,
-				Inputs:     []tensor.Spec{{Name: "x", DType: tensor.FP32, Shape: []int64{-1}}},
-				Outputs:    []tensor.Spec{{Name: "y", DType: tensor.FP32, Shape: []int64{-1}}, {Name: "n", DType: tensor.INT32, Shape: []int64{}}},
+				Inputs:     []tensor.Spec{{Name: "x", DType: tensor.FP32, Shape: shape}},
+				Outputs:    []tensor.Spec{{Name: "y", DType: tensor.FP32, Shape: shape}, {Name: "n", DType: tensor.INT32, Shape: []int64{}}},
 				Preprocess: map[string]model.Preprocess{"x": {Accept: []tensor.DType{tensor.UINT8}}},
 			},
 			Version: 7, Hash: "hash of " + name,
@@ -352,6 +357,8 @@ type doubler struct {
 	null  bool
 	takes time.Duration // of a run
 	gate  gate
+	// jpegs lets images through to being decoded.
+	jpegs gate
 
 	staging   gate // of Stage
 	preparing gate // of Prepare
@@ -430,9 +437,18 @@ func (d *doubler) counts(model string) (loads, open int) {
 	return d.loads[model], d.open
 }
 
-func (d *doubler) Info() engine.Info                    { return engine.Info{Name: "doubler"} }
+func (d *doubler) Info() engine.Info                    { return engine.Info{Name: "doubler", JPEG: true} }
 func (d *doubler) Device(string) (engine.Device, error) { return engine.Device{}, nil }
 func (d *doubler) Close() error                         { return nil }
+
+// DecodeJPEG makes a picture that is flat, its colour a byte of the JPEG's last.
+func (d *doubler) DecodeJPEG(pixels, data []byte, _, _, _ int) error {
+	d.jpegs.pass()
+	for i := range pixels {
+		pixels[i] = data[len(data)-1]
+	}
+	return nil
+}
 
 func (d *doubler) Load(_ context.Context, s engine.Spec) (engine.Model, error) {
 	d.mu.Lock()
