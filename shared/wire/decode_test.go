@@ -453,3 +453,14 @@ func TestRowsOfSamples(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestImageTypes(t *testing.T) {
+	for given, want := range map[string]string{
+		"image/jpeg": TypeJPEG, "IMAGE/JPEG": TypeJPEG, "image/jpg": TypeJPEG, "image/png; q=1": TypePNG,
+		"": "", "image/": "", "image/webp": "", "application/json": "", "imagejpeg": "",
+	} {
+		if kind, ok := ImageType(given); kind != want || ok != (want != "") {
+			t.Errorf("%q: %q, %v: expected %q", given, kind, ok, want)
+		}
+	}
+}

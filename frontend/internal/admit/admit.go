@@ -62,7 +62,7 @@ func Message(n int, maxPayload int64) error {
 	}
 	return &Refusal{
 		Status: wire.BadRequest, TooLarge: true,
-		Detail: fmt.Sprintf("tensors of %d bytes as queued: expected at most %d (the server's max_payload of %d less %d for headers)",
+		Detail: fmt.Sprintf("body of %d bytes as queued: expected at most %d (the server's max_payload of %d less %d for headers)",
 			n, maxPayload-headroom, maxPayload, headroom),
 	}
 }
@@ -78,6 +78,14 @@ func Tensors(req wire.Request, m *model.Model) error {
 		return Refusef(wire.BadRequest, "model %s: %d samples: expected at most %d, the model's max_batch", m.Name, samples, m.MaxBatch)
 	}
 	if err := req.CheckOutputs(m.Outputs); err != nil {
+		return BadRequest(fmt.Errorf("model %s: %w", m.Name, err))
+	}
+	return nil
+}
+
+// Image refuses an image for a model that takes none.
+func Image(m *model.Model) error {
+	if _, err := m.ImageInput(); err != nil {
 		return BadRequest(fmt.Errorf("model %s: %w", m.Name, err))
 	}
 	return nil

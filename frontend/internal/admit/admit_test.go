@@ -48,7 +48,7 @@ func TestMessageSizeLeavesRoomForHeaders(t *testing.T) {
 	if err := Message(9000-headroom, 9000); err != nil {
 		t.Error(err)
 	}
-	r := refusal(t, Message(9001-headroom, 9000), wire.BadRequest, "tensors of 7977 bytes as queued: expected at most 7976")
+	r := refusal(t, Message(9001-headroom, 9000), wire.BadRequest, "body of 7977 bytes as queued: expected at most 7976")
 	if !r.TooLarge {
 		t.Error("not marked as too large")
 	}

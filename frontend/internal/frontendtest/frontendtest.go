@@ -104,7 +104,28 @@ func (s *System) PublishPlan(t testing.TB, state plan.GpuletState, models ...str
 	}))
 }
 
-// Handler answers one request of a model.
+// Vision takes images, one way or the other: grey pictures of 2 x 2, in FP32 or UINT8.
+func Vision() model.Model {
+	m := Model("vision", []tensor.Spec{{Name: "x", DType: tensor.FP32, Shape: []int64{1, 2, 2}}}, []tensor.Spec{
+		{Name: "size", DType: tensor.INT64, Shape: []int64{}},
+	})
+	m.Preprocess = map[string]model.Preprocess{"x": {Accept: []tensor.DType{tensor.UINT8}, Scale: 1}}
+	return m
+}
+
+// VisionWorker answers with how many bytes came to it, of an image or a tensor.
+func VisionWorker(msg *bus.Msg, req wire.Request) wire.Reply {
+	n := len(msg.Data)
+	if _, ok := wire.ImageType(msg.Get(wire.HeaderType)); !ok {
+		n = len(req.Inputs[0].Data)
+	}
+	return wire.Reply{
+		Status: wire.StatusOK, Model: "vision", Version: 3,
+		Outputs: []tensor.Tensor{{Name: "size", DType: tensor.INT64, Shape: []int64{1}, Data: binary.LittleEndian.AppendUint64(nil, uint64(n))}},
+	}
+}
+
+// Handler answers one request of a model; req is empty where the body is an image.
 type Handler func(m *bus.Msg, req wire.Request) wire.Reply
 
 // Work serves a model until the test ends: it pulls batches as a gpu-let does, answers each request
@@ -142,7 +163,11 @@ func (s *System) Work(t testing.TB, m model.Model, handle Handler) {
 
 func (s *System) answer(t testing.TB, b *bus.Bus, m model.Model, msg *bus.Msg, handle Handler) {
 	rep := wire.Reply{Status: wire.BadRequest}
-	req, err := wire.DecodeRequest(msg.Get(wire.HeaderType), msg.Data, m.Inputs, wire.Limits{})
+	var req wire.Request
+	var err error
+	if _, image := wire.ImageType(msg.Get(wire.HeaderType)); !image {
+		req, err = wire.DecodeRequest(msg.Get(wire.HeaderType), msg.Data, m.Inputs, wire.Limits{})
+	}
 	if err != nil {
 		rep.Detail = err.Error()
 	} else {

@@ -130,12 +130,22 @@ func room(n int, length int64) int {
 	return more
 }
 
+// image reports whether the headers announce an image as the whole body, and of which type. It is the
+// gpu-let that decodes it: here would be the wrong machine to spend that time on.
+func image(h http.Header) (kind string, ok bool, err error) {
+	if enc := h.Get("Content-Encoding"); enc != "" && enc != "identity" {
+		return "", false, fmt.Errorf("content encoding %q: expected none", enc)
+	}
+	kind, ok = wire.ImageType(h.Get("Content-Type"))
+	if n := h.Get(headerJSONLength); ok && n != "" {
+		return "", false, fmt.Errorf("header %s: found %q: expected none with a body of %s", headerJSONLength, n, kind)
+	}
+	return kind, ok, nil
+}
+
 // decode decodes a body by its headers: JSON with binary data behind it where headerJSONLength is
 // set, one raw tensor where that is 0 or the content type says so, else JSON alone.
 func decode(h http.Header, body []byte, m *model.Model, limits wire.Limits) (wire.V2Request, error) {
-	if enc := h.Get("Content-Encoding"); enc != "" && enc != "identity" {
-		return wire.V2Request{}, fmt.Errorf("content encoding %q: expected none", enc)
-	}
 	jsonLen := wire.AllJSON
 	if v := h.Get(headerJSONLength); v != "" {
 		n, err := strconv.Atoi(v)

@@ -101,34 +101,52 @@ func (s *Server) submit(w http.ResponseWriter, r *http.Request, m *model.Model, 
 	if err != nil {
 		return nil, none, now, err
 	}
-	maxPayload := s.opts.MaxPayload()
-	req, err := decode(r.Header, raw, m, wire.Limits{MaxBytes: int(max(maxPayload, s.opts.MaxBody))})
+	req, queued, err := s.read(r.Header, raw, m, message)
 	if err != nil {
-		return nil, none, now, admit.BadRequest(err)
-	}
-	if err := admit.Tensors(req.Request, m); err != nil {
 		return nil, none, now, err
 	}
 	deadline, err := admit.Deadline(r.Header.Get, req.Timeout, m, now)
 	if err != nil {
 		return nil, none, now, err
 	}
-	if *message, err = wire.AppendRequest(*message, req.Request); err != nil {
-		return nil, none, now, admit.BadRequest(err)
-	}
-	if err := admit.Message(len(*message), maxPayload); err != nil {
-		return nil, none, now, err
-	}
 	left := time.Until(deadline) // without a timeout the queue would give the request the model's own
 	if left <= 0 {
 		return nil, none, now, admit.Refusef(wire.Expired, "model %s: the deadline passed while the request was read", m.Name)
 	}
-	call, err := s.sender.Send(&bus.Message{Model: m.Name, Timeout: left, Header: carried(r.Header), Body: *message})
+	queued.Model, queued.Timeout, queued.Header = m.Name, left, carried(r.Header)
+	call, err := s.sender.Send(&queued)
 	if err != nil {
 		return nil, none, now, s.waitError(r.Context(), m, err, 0)
 	}
 	req.Inputs = nil
 	return call, req, deadline, nil
+}
+
+// read checks a body against the model and puts it as it is queued into a message: an image as it
+// came, tensors as msgpack in buf.
+func (s *Server) read(h http.Header, body []byte, m *model.Model, buf *[]byte) (wire.V2Request, bus.Message, error) {
+	maxPayload := s.opts.MaxPayload()
+	kind, isImage, err := image(h)
+	if err != nil {
+		return wire.V2Request{}, bus.Message{}, admit.BadRequest(err)
+	}
+	if isImage {
+		if err := admit.Image(m); err != nil {
+			return wire.V2Request{}, bus.Message{}, err
+		}
+		return wire.V2Request{}, bus.Message{ContentType: kind, Body: body}, admit.Message(len(body), maxPayload)
+	}
+	req, err := decode(h, body, m, wire.Limits{MaxBytes: int(max(maxPayload, s.opts.MaxBody))})
+	if err != nil {
+		return wire.V2Request{}, bus.Message{}, admit.BadRequest(err)
+	}
+	if err := admit.Tensors(req.Request, m); err != nil {
+		return wire.V2Request{}, bus.Message{}, err
+	}
+	if *buf, err = wire.AppendRequest(*buf, req.Request); err != nil {
+		return wire.V2Request{}, bus.Message{}, admit.BadRequest(err)
+	}
+	return req, bus.Message{Body: *buf}, admit.Message(len(*buf), maxPayload)
 }
 
 // carried are the client's headers that travel with the request: its trace (W3C trace context).

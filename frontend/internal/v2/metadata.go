@@ -8,6 +8,7 @@ import (
 
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/tensor"
+	"github.com/gpulet/gpulet/shared/wire"
 )
 
 // Name of the server and platform of its models, as the protocol asks for them.
@@ -101,19 +102,42 @@ func (s *Server) metadata(w http.ResponseWriter, r *http.Request) {
 		Platform   string           `json:"platform"`
 		Inputs     []tensorMetadata `json:"inputs"`
 		Outputs    []tensorMetadata `json:"outputs"`
-		Parameters objectives       `json:"parameters"`
+		Parameters parameters       `json:"parameters"`
 	}{
 		m.Name,
 		[]string{strconv.Itoa(m.Version)},
 		platform, describe(m.Inputs), describe(m.Outputs),
-		objectives{milliseconds(m.SLO), milliseconds(m.Timeout)},
+		describeModel(m),
 	})
 }
 
-// objectives tells load generators and dashboards what a model is held to.
-type objectives struct {
+// parameters are what the protocol has no field for: what a model is held to, and how else its inputs
+// may come.
+type parameters struct {
 	SLOMs     float64 `json:"slo_ms"`
 	TimeoutMs float64 `json:"timeout_ms"`
+	MaxBatch  int     `json:"max_batch_size"`
+	// Accepts are the types of the inputs that may come in more than their own, which is the first.
+	Accepts map[string][]tensor.DType `json:"accepts,omitempty"`
+	// Images are the content types of images that may be a whole request.
+	Images []string `json:"images,omitempty"`
+}
+
+func describeModel(m *model.Model) parameters {
+	p := parameters{SLOMs: milliseconds(m.SLO), TimeoutMs: milliseconds(m.Timeout), MaxBatch: m.MaxBatch}
+	for _, s := range m.Accepted() {
+		if len(s.Also) == 0 {
+			continue
+		}
+		if p.Accepts == nil {
+			p.Accepts = map[string][]tensor.DType{}
+		}
+		p.Accepts[s.Name] = append([]tensor.DType{s.DType}, s.Also...)
+	}
+	if _, err := m.ImageInput(); err == nil {
+		p.Images = []string{wire.TypeJPEG, wire.TypePNG}
+	}
+	return p
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

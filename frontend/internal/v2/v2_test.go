@@ -108,7 +108,7 @@ func TestProtocolPaths(t *testing.T) {
 	toyMetadata := `{"name":"toy","versions":["3"],"platform":"pytorch_libtorch",
 		"inputs":[{"name":"x","datatype":"FP32","shape":[-1,2]}],
 		"outputs":[{"name":"double","datatype":"FP32","shape":[-1,2]},{"name":"index","datatype":"INT64","shape":[-1,1]}],
-		"parameters":{"slo_ms":10000,"timeout_ms":20000}}`
+		"parameters":{"slo_ms":10000,"timeout_ms":20000,"max_batch_size":8}}`
 	toyConfig := `{"name":"toy","platform":"pytorch_libtorch","backend":"pytorch","max_batch_size":8,
 		"input":[{"name":"x","data_type":"TYPE_FP32","dims":[2]}],
 		"output":[{"name":"double","data_type":"TYPE_FP32","dims":[2]},{"name":"index","data_type":"TYPE_INT64","dims":[1]}]}`
@@ -319,6 +319,9 @@ func TestBadRequestsNeverReachTheQueue(t *testing.T) {
 		{"raw bytes", "toy", "12345", []string{"Content-Type", "application/octet-stream"}, 400, "5 bytes of raw data: expected a multiple of 8"},
 		{"raw for two inputs", "pair", "12345678", []string{jsonLength, "0"}, 400, "the model has 2 inputs: expected 1"},
 		{"gzip", "toy", good, []string{"Content-Encoding", "gzip"}, 400, `content encoding "gzip": expected none`},
+		{"image for another model", "toy", "\xff\xd8\xff", []string{"Content-Type", "image/jpeg"}, 400, `model toy: takes no images: input "x" has the shape [2]: expected [3 height width] or [1 height width]`},
+		{"image with JSON", "toy", good, []string{"Content-Type", "image/png", jsonLength, "9"}, 400, `header Inference-Header-Content-Length: found "9": expected none with a body of image/png`},
+		{"image packed", "toy", good, []string{"Content-Type", "image/png", "Content-Encoding", "gzip"}, 400, `content encoding "gzip"`},
 		{"bad timeout header", "toy", good, []string{wire.HeaderTimeout, "fast"}, 400, `header Gpulet-Timeout: found "fast": expected a positive duration`},
 		{"bad deadline header", "toy", good, []string{wire.HeaderDeadline, "now"}, 400, `header Gpulet-Deadline: found "now"`},
 		{"bad timeout parameter", "toy", `{"parameters":{"timeout":-5},` + good[1:], nil, 400, "parameters.timeout: found -5"},
