@@ -69,6 +69,9 @@ type metadata struct {
 	Parameters struct {
 		SLOMs     float64 `json:"slo_ms"`
 		TimeoutMs float64 `json:"timeout_ms"`
+		MaxBatch  int     `json:"max_batch_size"`
+		// Accepts are the types of inputs that may come in more than one.
+		Accepts map[string][]tensor.DType `json:"accepts"`
 	} `json:"parameters"`
 }
 
@@ -130,15 +133,22 @@ func (c httpCatalog) get(ctx context.Context, path string, out any) (status int,
 
 func (md metadata) config(name string) model.Config {
 	c := model.Config{
-		Name:    name,
-		SLO:     time.Duration(md.Parameters.SLOMs * float64(time.Millisecond)),
-		Timeout: time.Duration(md.Parameters.TimeoutMs * float64(time.Millisecond)),
+		Name:     name,
+		SLO:      time.Duration(md.Parameters.SLOMs * float64(time.Millisecond)),
+		Timeout:  time.Duration(md.Parameters.TimeoutMs * float64(time.Millisecond)),
+		MaxBatch: md.Parameters.MaxBatch,
 	}
 	if c.Timeout <= 0 {
 		c.Timeout = defaultTimeout
 	}
 	for _, in := range md.Inputs {
 		c.Inputs = append(c.Inputs, tensor.Spec{Name: in.Name, DType: in.DataType, Shape: in.Shape[min(1, len(in.Shape)):]})
+	}
+	for name, types := range md.Parameters.Accepts {
+		if c.Preprocess == nil {
+			c.Preprocess = map[string]model.Preprocess{}
+		}
+		c.Preprocess[name] = model.Preprocess{Accept: types, Scale: 1}
 	}
 	return c
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/gpulet/gpulet/loadgen/internal/scenario"
 	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/telemetry"
 )
 
@@ -26,6 +27,10 @@ type loadConfig struct {
 
 	// Models is where samples are found.
 	Models string `env:"MODELS" envDefault:"models" usage:"folder with <model>/samples.msgpack; models without one get random inputs"`
+	// Body is what requests carry.
+	Body string `env:"BODY" envDefault:"auto" usage:"what requests carry: auto (samples, else random tensors), random (tensors, as bytes where the model takes them) or jpeg (one JPEG of its size for each model that takes images)"`
+	// Samples is how many samples a random request has.
+	Samples int `env:"SAMPLES" envDefault:"1" usage:"samples in each request of random tensors"`
 	// Varying is the length of dimensions that a model leaves open, in random inputs.
 	Varying int `env:"VARYING" envDefault:"16" usage:"length of a model's varying dimensions in random inputs"`
 	// Seed makes arrivals and random inputs.
@@ -68,6 +73,12 @@ func (c *loadConfig) Validate() error {
 		return fmt.Errorf("--connections %d: expected 1 to 10000", c.Connections)
 	case c.ConnectTimeout <= 0:
 		return fmt.Errorf("--connect-timeout %v: expected more than 0", c.ConnectTimeout)
+	case c.Body != bodyAuto && c.Body != bodyRandom && c.Body != bodyJPEG:
+		return fmt.Errorf("--body %q: expected %s, %s or %s", c.Body, bodyAuto, bodyRandom, bodyJPEG)
+	case c.Samples < 1 || c.Samples > model.MaxBatch:
+		return fmt.Errorf("--samples %d: expected 1 to %d", c.Samples, model.MaxBatch)
+	case c.Samples > 1 && c.Body == bodyJPEG:
+		return fmt.Errorf("--samples %d: --body %s sends one image per request", c.Samples, bodyJPEG)
 	case c.Varying < 1:
 		return fmt.Errorf("--varying %d: expected at least 1", c.Varying)
 	case c.Timeout < 0 || c.Grace < 0:

@@ -71,7 +71,9 @@ func newRunCommand() *cobra.Command {
 		Long: `Send requests to registered models at set rates, wait for every answer, and report.
 
 A model whose folder under --models has a samples.msgpack is sent its samples, and its answers are
-checked against the expected outputs and labels; other models are sent random tensors.
+checked against the expected outputs and labels; other models are sent random tensors. With --body jpeg
+models that take images are sent JPEGs, with --body random all are sent random tensors, of --samples
+samples per request.
 
 Exit status: 0 when every request was answered and no answer was wrong, 1 when a request was lost,
 an answer was wrong, or a model answered no request ok, 2 for wrong usage. Errors that the system
@@ -79,6 +81,8 @@ answers with (overloaded, expired, ...) are counted and otherwise are a failure 
 --strict.`,
 		Example: `  loadgen run --rates lenet=300 --duration 10s
   loadgen run --rates resnet50=100,bert=20 --arrival mmpp:5,20%,1s --slo resnet50=80ms --html run.html
+  loadgen run --rates resnet50=100 --body jpeg
+  loadgen run --rates resnet50=100 --body random --samples 8
   loadgen run --scenario rush.yaml --json run.json
   loadgen run --arrival trace:monday.csv --via http --http-url http://127.0.0.1:8000
 

@@ -3,12 +3,9 @@ package loadgencmd
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +19,6 @@ import (
 	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/lifecycle"
 	"github.com/gpulet/gpulet/shared/model"
-	"github.com/gpulet/gpulet/shared/wire"
 )
 
 // session is a connection to a system under test and what is known of its models. Its runs share
@@ -187,7 +183,7 @@ func (s *session) streams(ctx context.Context, sc scenario.Scenario) ([]drive.St
 		}
 		streams = append(streams, st)
 	}
-	return streams, nil
+	return streams, s.checkBody(streams)
 }
 
 func (s *session) stream(m model.Config, sc scenario.Scenario) (drive.Stream, error) {
@@ -247,58 +243,6 @@ func (s *session) arrivals(name string, sc scenario.Scenario) (arrival.Process, 
 	return arrival.Replay(times, rate.Expected()/rate.End().Seconds(), sc.Duration()), nil
 }
 
-// inputs are m's samples, or random ones; the same for every run of the session.
-func (s *session) inputs(m model.Config) ([]payload.Item, error) {
-	if items := s.items[m.Name]; items != nil {
-		return items, nil
-	}
-	items, err := s.readInputs(m)
-	if err != nil {
-		return nil, err
-	}
-	s.items[m.Name] = items
-	return items, nil
-}
-
-func (s *session) readInputs(m model.Config) ([]payload.Item, error) {
-	file := filepath.Join(s.cfg.Models, m.Name, "samples.msgpack")
-	data, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		s.log.Warn("no samples: the model is sent random inputs, and its answers are not checked", "model", m.Name, "expected", file)
-		items, err := payload.Random(m.Inputs, randomItems(m), s.cfg.Varying, s.cfg.Seed)
-		if err != nil {
-			return nil, fmt.Errorf("model %s: %w", m.Name, err)
-		}
-		return items, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	samples, err := wire.DecodeSamples(file, data)
-	if err != nil {
-		return nil, err
-	}
-	items, err := payload.FromSamples(samples, m.Inputs)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	return items, nil
-}
-
-// randomItems is how many different random requests a model gets: a few, within a few MiB.
-func randomItems(m model.Config) int {
-	const most, budget = 16, 32 << 20
-	size := 1
-	for _, in := range m.Inputs {
-		n := in.DType.Size()
-		for _, d := range in.Shape {
-			n *= int(max(d, 1))
-		}
-		size += n
-	}
-	return min(max(budget/size, 1), most)
-}
-
 // document puts a finished run's figures together.
 func (s *session) document(run *drive.Run, set settings, opts drive.Options, started time.Time, sending time.Duration, interrupted bool) report.Run {
 	doc := report.Run{
@@ -308,6 +252,8 @@ func (s *session) document(run *drive.Run, set settings, opts drive.Options, sta
 		Via:         s.cfg.Via,
 		Arrival:     s.arrival.String(),
 		Seed:        s.cfg.Seed,
+		Body:        s.cfg.Body,
+		Samples:     s.cfg.Samples,
 		Scenario:    set.scenario.Name,
 		Interrupted: interrupted,
 		IntervalS:   opts.Interval.Seconds(),

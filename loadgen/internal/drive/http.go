@@ -39,6 +39,7 @@ type httpSender struct {
 	client  *http.Client
 	sink    Sink
 	run     string
+	timeout time.Duration // to ask for; zero: none
 	streams []httpStream
 	queue   chan Request
 	ctx     context.Context
@@ -52,15 +53,16 @@ type httpStream struct {
 }
 
 type httpBody struct {
-	data       []byte
-	jsonLength string
+	data        []byte
+	contentType string
+	jsonLength  string // empty: the body is no v2 request
 }
 
 // HTTP returns a Sender to a frontend's v2 API; run is as for NATS.
 func HTTP(o HTTPOptions, run string, streams []Stream, sink Sink) (Sender, error) {
 	s := &httpSender{
 		client: &http.Client{Transport: &http.Transport{MaxConnsPerHost: o.Connections, MaxIdleConnsPerHost: o.Connections, DisableCompression: true}},
-		sink:   sink, run: run,
+		sink:   sink, run: run, timeout: o.Timeout,
 		queue: make(chan Request, 8*o.Connections),
 	}
 	for _, st := range streams {
@@ -80,12 +82,16 @@ func HTTP(o HTTPOptions, run string, streams []Stream, sink Sink) (Sender, error
 func encodeStream(o HTTPOptions, st Stream) (httpStream, error) {
 	hs := httpStream{url: strings.TrimSuffix(o.URL, "/") + "/v2/models/" + url.PathEscape(st.Model) + "/infer"}
 	for i, it := range st.Items {
+		if it.Image != nil {
+			hs.bodies = append(hs.bodies, httpBody{data: it.Image, contentType: it.ContentType})
+			continue
+		}
 		req := wire.V2Request{Request: it.Request, Timeout: o.Timeout, BinaryOutputs: true}
 		data, n, err := wire.EncodeV2Request(req, true)
 		if err != nil {
 			return hs, fmt.Errorf("request %d: %w", i, err)
 		}
-		hs.bodies = append(hs.bodies, httpBody{data, strconv.Itoa(n)})
+		hs.bodies = append(hs.bodies, httpBody{data, wire.TypeRaw, strconv.Itoa(n)})
 	}
 	return hs, nil
 }
@@ -131,8 +137,12 @@ func (s *httpSender) post(r Request) (wire.Reply, error) {
 	if err != nil {
 		return wire.Reply{}, err
 	}
-	req.Header.Set(wire.HeaderType, wire.TypeRaw)
-	req.Header.Set(jsonLength, body.jsonLength)
+	req.Header.Set(wire.HeaderType, body.contentType)
+	if body.jsonLength != "" {
+		req.Header.Set(jsonLength, body.jsonLength)
+	} else if s.timeout > 0 {
+		req.Header.Set(wire.HeaderTimeout, s.timeout.String())
+	}
 	req.Header.Set(wire.HeaderRequestID, s.run+"-"+token(r.Stream, r.Seq))
 	resp, err := s.client.Do(req)
 	if err != nil {

@@ -28,7 +28,12 @@ type natsSender struct {
 
 type natsStream struct {
 	model  string
-	bodies [][]byte
+	bodies []natsBody
+}
+
+type natsBody struct {
+	data        []byte
+	contentType string // empty: msgpack
 }
 
 // NATS returns a Sender over the bus. run makes the request ids of this run its own:
@@ -38,11 +43,15 @@ func NATS(b Publisher, run string, streams []Stream, sink Sink) (Sender, error) 
 	for _, st := range streams {
 		ns := natsStream{model: st.Model}
 		for i, it := range st.Items {
+			if it.Image != nil {
+				ns.bodies = append(ns.bodies, natsBody{it.Image, it.ContentType})
+				continue
+			}
 			body, err := wire.EncodeRequest(wire.TypeMsgpack, it.Request)
 			if err != nil {
 				return nil, fmt.Errorf("model %s: request %d: %w", st.Model, i, err)
 			}
-			ns.bodies = append(ns.bodies, body)
+			ns.bodies = append(ns.bodies, natsBody{data: body})
 		}
 		s.streams = append(s.streams, ns)
 	}
@@ -57,13 +66,14 @@ func NATS(b Publisher, run string, streams []Stream, sink Sink) (Sender, error) 
 // Send implements Sender.
 func (s *natsSender) Send(r Request) {
 	st := &s.streams[r.Stream]
+	body := st.bodies[r.Item]
 	token := token(r.Stream, r.Seq)
 	id := s.run + "-" + token
 	s.sink.Left(r.Stream, r.Seq, time.Now())
 	err := s.bus.PublishAsync(&bus.Message{
 		Model: st.model, RequestID: id, MsgID: id,
 		ReplyTo: s.inbox.Address(token), Timeout: r.Timeout,
-		Body: st.bodies[r.Item],
+		ContentType: body.contentType, Body: body.data,
 	}, func(err error) {
 		if err != nil {
 			s.sink.Refused(r.Stream, r.Seq, statusOf(err), err.Error(), !errors.Is(err, bus.ErrUnavailable))

@@ -34,20 +34,39 @@ func Start(t testing.TB) System {
 // maxMsgs requests. Nobody serves it yet.
 func (s System) Model(t testing.TB, name string, maxMsgs int64) {
 	t.Helper()
+	s.register(t, Config(name), maxMsgs)
+}
+
+// Vision registers a model of images, 3 x 16 x 16 in FP32 or UINT8, or as images.
+func (s System) Vision(t testing.TB, name string) {
+	t.Helper()
+	c := Config(name)
+	c.Inputs[0].Shape = []int64{3, 16, 16}
+	c.Preprocess = map[string]model.Preprocess{"x": {Accept: []tensor.DType{tensor.UINT8}, Scale: 1}}
+	s.register(t, c, 1<<20)
+}
+
+// Config is what Model registers.
+func Config(name string) model.Config {
 	io := func(name string) []tensor.Spec {
 		return []tensor.Spec{{Name: name, DType: tensor.FP32, Shape: []int64{3}}}
 	}
-	check(t, s.Planner.PutModel(t.Context(), model.Model{Version: 1, Hash: "0", Config: model.Config{
+	return model.Config{
 		Name: name, SLO: 5 * time.Second, Timeout: 10 * time.Second, MaxBatch: 8, Precision: "stored", Weight: 1,
 		Class: "interactive", Inputs: io("x"), Outputs: io("y"),
-	}}))
+	}
+}
+
+func (s System) register(t testing.TB, c model.Config, maxMsgs int64) {
+	t.Helper()
+	check(t, s.Planner.PutModel(t.Context(), model.Model{Version: 1, Hash: "0", Config: c}))
 	check(t, s.Planner.EnsureQueue(t.Context(), bus.Queue{
-		Model: name, MaxMsgs: maxMsgs, MaxBytes: 256 << 20, MaxAge: time.Minute, AckWait: 30 * time.Second, MaxAckPending: 1 << 16,
+		Model: c.Name, MaxMsgs: maxMsgs, MaxBytes: 256 << 20, MaxAge: time.Minute, AckWait: 30 * time.Second, MaxAckPending: 1 << 16,
 	}))
 }
 
-// Serve answers a model's requests until the test ends: output y is input x, and then what change
-// makes of the reply; nil leaves it.
+// Serve answers a model's requests until the test ends: output y is input x, or the bytes of the
+// image that came, and then what change makes of the reply; nil leaves it.
 func (s System) Serve(t testing.TB, name string, change func(*wire.Reply)) {
 	t.Helper()
 	b := embeddedtest.Connect(t, s.NATS, bus.RoleWorker)
@@ -84,11 +103,10 @@ func (s System) Serve(t testing.TB, name string, change func(*wire.Reply)) {
 }
 
 func answer(b *bus.Bus, m *bus.Msg, change func(*wire.Reply)) error {
-	req, err := wire.DecodeRequest(m.Get(wire.HeaderType), m.Data, nil, wire.Limits{})
+	out, err := input(m)
 	if err != nil {
 		return err
 	}
-	out := req.Inputs[0]
 	out.Name = "y"
 	reply := wire.Reply{RequestID: m.Get(wire.HeaderRequestID), Status: wire.StatusOK, Outputs: []tensor.Tensor{out}}
 	if change != nil {
@@ -102,6 +120,18 @@ func answer(b *bus.Bus, m *bus.Msg, change func(*wire.Reply)) error {
 		return err
 	}
 	return m.Ack()
+}
+
+// input is what a request carries.
+func input(m *bus.Msg) (tensor.Tensor, error) {
+	if kind, ok := wire.ImageType(m.Get(wire.HeaderType)); ok {
+		return tensor.Tensor{Name: kind, DType: tensor.UINT8, Shape: []int64{1, int64(len(m.Data))}, Data: m.Data}, nil
+	}
+	req, err := wire.DecodeRequest(m.Get(wire.HeaderType), m.Data, nil, wire.Limits{})
+	if err != nil {
+		return tensor.Tensor{}, err
+	}
+	return req.Inputs[0], nil
 }
 
 func check(t testing.TB, err error) {

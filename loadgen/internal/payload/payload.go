@@ -1,7 +1,7 @@
 // Package payload makes the requests that are sent to a model and judges the answers.
 //
-// Requests come from the model's samples, or are random tensors of its input specs. They are made
-// once, before the run, and encoded once by the transport that sends them. The package does no I/O.
+// Requests come from the model's samples, or are random tensors of its input specs, or random
+// images. They are made once, before the run, and encoded once by the transport that sends them. The package does no I/O.
 package payload
 
 import (
@@ -15,6 +15,9 @@ import (
 // Item is one request and what is known of its right answer.
 type Item struct {
 	Request wire.Request
+	// Image, of type ContentType, is the whole body in place of Request where it is not nil.
+	Image       []byte
+	ContentType string
 	// Expected holds the right outputs; empty: unknown.
 	Expected []tensor.Tensor
 	// Label is the right class; -1: unknown.

@@ -33,8 +33,14 @@ func TestSamplesBecomeOneItemEach(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Item{
-		{wire.Request{Inputs: []tensor.Tensor{fp32("x", []int64{1, 2}, 1, 2)}}, []tensor.Tensor{fp32("y", []int64{1, 1}, 10)}, 1},
-		{wire.Request{Inputs: []tensor.Tensor{fp32("x", []int64{1, 2}, 3, 4)}}, []tensor.Tensor{fp32("y", []int64{1, 1}, 20)}, 0},
+		{
+			Request:  wire.Request{Inputs: []tensor.Tensor{fp32("x", []int64{1, 2}, 1, 2)}},
+			Expected: []tensor.Tensor{fp32("y", []int64{1, 1}, 10)}, Label: 1,
+		},
+		{
+			Request:  wire.Request{Inputs: []tensor.Tensor{fp32("x", []int64{1, 2}, 3, 4)}},
+			Expected: []tensor.Tensor{fp32("y", []int64{1, 1}, 20)}, Label: 0,
+		},
 	}
 	if d := cmp.Diff(want, items); d != "" {
 		t.Error(d)
@@ -82,13 +88,13 @@ func TestRandomItemsFitTheirSpecs(t *testing.T) {
 	for d := tensor.FP32; d.Size() > 0; d++ {
 		specs = append(specs, tensor.Spec{Name: d.String(), DType: d, Shape: []int64{3, -1}})
 	}
-	items, err := Random(specs, 4, 5, 9)
+	items, err := Random(specs, 4, 2, 5, 9)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, it := range items {
-		if _, err := it.Request.Check(specs); err != nil {
-			t.Fatal(err)
+		if n, err := it.Request.Check(specs); err != nil || n != 2 {
+			t.Fatalf("%d samples, %v: expected 2", n, err)
 		}
 		for _, in := range it.Request.Inputs {
 			for i := range elements(in) {
@@ -98,14 +104,14 @@ func TestRandomItemsFitTheirSpecs(t *testing.T) {
 			}
 		}
 	}
-	again, _ := Random(specs, 4, 5, 9)
+	again, _ := Random(specs, 4, 2, 5, 9)
 	if d := cmp.Diff(items, again); d != "" {
 		t.Errorf("same seed, other items:\n%s", d)
 	}
 	if cmp.Equal(items[0], items[1]) {
 		t.Error("two items are the same")
 	}
-	if _, err := Random([]tensor.Spec{{Name: "x", DType: tensor.FP32, Shape: []int64{4096, 4096}}}, 1, 1, 1); err == nil {
+	if _, err := Random([]tensor.Spec{{Name: "x", DType: tensor.FP32, Shape: []int64{4096, 4096}}}, 1, 1, 1, 1); err == nil {
 		t.Error("a 64 MiB request was made")
 	}
 }

@@ -8,15 +8,15 @@ import (
 	"github.com/gpulet/gpulet/shared/wire"
 )
 
-// Random makes n items of one sample each with random inputs of the given specs; dimensions that
+// Random makes n items of so many samples with random inputs of the given specs; dimensions that
 // vary are given the length varying. The same seed gives the same items.
-func Random(specs []tensor.Spec, n, varying int, seed uint64) ([]Item, error) {
+func Random(specs []tensor.Spec, n, samples, varying int, seed uint64) ([]Item, error) {
 	rng := rand.New(rand.NewPCG(seed, 0x67707574))
 	items := make([]Item, n)
 	for i := range items {
 		items[i].Label = -1
 		for _, s := range specs {
-			t, err := randomTensor(s, varying, rng)
+			t, err := randomTensor(s, samples, varying, rng)
 			if err != nil {
 				return nil, err
 			}
@@ -26,8 +26,8 @@ func Random(specs []tensor.Spec, n, varying int, seed uint64) ([]Item, error) {
 	return items, nil
 }
 
-func randomTensor(s tensor.Spec, varying int, rng *rand.Rand) (tensor.Tensor, error) {
-	shape := []int64{1}
+func randomTensor(s tensor.Spec, samples, varying int, rng *rand.Rand) (tensor.Tensor, error) {
+	shape := []int64{int64(samples)}
 	for _, d := range s.Shape {
 		if d == -1 {
 			d = int64(varying)

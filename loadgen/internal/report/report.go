@@ -24,6 +24,8 @@ type Run struct {
 	Arrival   string    `json:"arrival,omitempty"`
 	Seed      uint64    `json:"seed"`
 	Scenario  string    `json:"scenario,omitempty"`
+	Body      string    `json:"body,omitempty"`    // what requests carried: auto, random or jpeg
+	Samples   int       `json:"samples,omitempty"` // of a random request
 	// Interrupted: the run was ended before its time.
 	Interrupted bool `json:"interrupted,omitempty"`
 	// IntervalS is the width of a step of the timelines.
