@@ -59,6 +59,12 @@ class Recipe:
     outputs: Sequence[str] = ("output",)
     pretrained: bool = False                        # does torchvision have weights?
     max_batch: int = 32
+    preprocess: str = ""                            # of the first input, as in model.yaml
+
+
+# What torchvision's classifiers were trained with: bytes to 0..1, then each channel about zero mean and unit
+# variance over ImageNet. The archives take the result; with this, models take bytes and images too.
+IMAGENET = "{accept: [UINT8], scale: 0.00392156862745098, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
 
 
 def vision(name: str, **options) -> Callable[[bool], nn.Module]:
@@ -101,17 +107,18 @@ def sentences(length: int) -> Callable[[int, torch.Generator], modelrepo.Tensors
     return make
 
 
+CLASSIFIER = dict(pretrained=True, preprocess=IMAGENET)
 TEXT = dict(inputs=("ids", "mask", "seg"), outputs=("logits", "pooled"))
 ZOO: Dict[str, Recipe] = {
-    "googlenet": Recipe("GoogLeNet", "66ms", vision("googlenet", aux_logits=False, init_weights=False), images(224), pretrained=True),
+    "googlenet": Recipe("GoogLeNet", "66ms", vision("googlenet", aux_logits=False, init_weights=False), images(224), **CLASSIFIER),
     "lenet": Recipe("LeNet-5 of this repository, trained on handwritten digits (the paper's SLO: 5ms)", "50ms"),
-    "resnet50": Recipe("ResNet-50", "108ms", vision("resnet50"), images(224), pretrained=True),
+    "resnet50": Recipe("ResNet-50", "108ms", vision("resnet50"), images(224), **CLASSIFIER),
     "ssd-mobilenetv1": Recipe("SSD on MobileNet-v1 at 300x300, raw box and class heads", "202ms", lambda _: zoo.SSDMobileNetV1(),
-                              images(300), outputs=("boxes", "scores")),
-    "vgg16": Recipe("VGG-16", "142ms", vision("vgg16"), images(224), pretrained=True),
-    "mnasnet1_0": Recipe("MNASNet 1.0", "62ms", vision("mnasnet1_0"), images(224), pretrained=True),
-    "mobilenet_v2": Recipe("MobileNet-v2", "64ms", vision("mobilenet_v2"), images(224), pretrained=True),
-    "densenet161": Recipe("DenseNet-161", "202ms", vision("densenet161"), images(224), pretrained=True),
+                              images(300), outputs=("boxes", "scores"), preprocess=IMAGENET),
+    "vgg16": Recipe("VGG-16", "142ms", vision("vgg16"), images(224), **CLASSIFIER),
+    "mnasnet1_0": Recipe("MNASNet 1.0", "62ms", vision("mnasnet1_0"), images(224), **CLASSIFIER),
+    "mobilenet_v2": Recipe("MobileNet-v2", "64ms", vision("mobilenet_v2"), images(224), **CLASSIFIER),
+    "densenet161": Recipe("DenseNet-161", "202ms", vision("densenet161"), images(224), **CLASSIFIER),
     "bert": Recipe("BERT base, 128 tokens", "22ms", lambda _: zoo.Bert(), sentences(128), **TEXT),
     "bert_tiny": Recipe("BERT tiny (2 layers of 128), 32 tokens", "20ms",
                         lambda _: zoo.Bert(d=128, layers=2, heads=2, ff=512), sentences(32), **TEXT),
@@ -247,7 +254,8 @@ def export(root: Path, name: str, slo: str, timeout: str, weights: bool) -> str:
         raise ValueError(f"half precision changes the outputs by {half:.1%}: expected at most {HALF_TOLERANCE:.0%}")
     kind = "pretrained weights" if pretrained else "seeded weights"
     entry = modelrepo.Entry(name, slo, recipe.max_batch, recipe.inputs, recipe.outputs,
-                            about=f"{recipe.about}; {kind}; made by scripts/export_models.py", timeout=timeout)
+                            about=f"{recipe.about}; {kind}; made by scripts/export_models.py", timeout=timeout,
+                            preprocess=recipe.preprocess)
     folder = modelrepo.save(root, entry, module, samples)
     size = (folder / "1" / "model.pt").stat().st_size
     return f"{kind}, {size / 1e6:.1f} MB, half precision within {half:.2%}, {time.monotonic() - started:.1f} s"
@@ -266,10 +274,10 @@ def copy_trained(root: Path, name: str) -> str:
 
 
 def provide(root: Path, name: str, slo: Optional[str], timeout: Optional[str], weights: bool, force: bool) -> str:
-    """Bring one model into the repository, or only its durations up to date; returns a line on what was done."""
+    """Bring one model into the repository, or only its model.yaml up to date; returns a line on what was done."""
     config = root / name / "model.yaml"
     if config.exists() and not force:
-        done = "already there"
+        done = "already there" + modelrepo.add_preprocess(config, ZOO[name].inputs[0], ZOO[name].preprocess)
     elif ZOO[name].build is None:
         done = copy_trained(root, name)
     else:

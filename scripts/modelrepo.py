@@ -44,6 +44,7 @@ class Entry:
     precision: str = "stored"
     version: int = 1
     timeout: str = ""             #: a Go duration; empty: twice the SLO
+    preprocess: str = ""          #: how the first input may come in another type: what follows its name
 
 
 @dataclass
@@ -126,7 +127,23 @@ def model_yaml(entry: Entry, samples: Samples) -> str:
     for key, names, tensors in (("inputs", entry.inputs, samples.inputs), ("outputs", entry.outputs, samples.outputs)):
         lines.append(f"{key}:")
         lines += [f"  - {spec(n, t)}" for n, t in zip(names, tensors)]
+    if entry.preprocess:
+        lines.append(preprocess_line(entry.inputs[0], entry.preprocess))
     return head + "\n".join(lines) + "\n"
+
+
+def preprocess_line(name: str, preprocess: str) -> str:
+    return f"preprocess: {{{name}: {preprocess}}}"
+
+
+def add_preprocess(config: Path, name: str, preprocess: str) -> str:
+    """Let an input of a model.yaml that has no preprocess come in other types, too; returns what was added, for
+    a line on what was done."""
+    text = config.read_text()
+    if not preprocess or re.search(r"(?m)^preprocess:", text):
+        return ""
+    replace(config, (text.rstrip("\n") + "\n" + preprocess_line(name, preprocess) + "\n").encode())
+    return ", preprocess added"
 
 
 def set_durations(config: Path, slo: Optional[str], timeout: Optional[str]) -> str:
