@@ -32,6 +32,9 @@ struct Taps {
   Taps(int in, double extent, int out);
 };
 
+// Four floats that are multiplied and added at once.
+typedef float Lanes __attribute__((vector_size(16)));
+
 // Resamples a picture row by row. The caller keeps a ring of source rows.
 class Resampler {
  public:
@@ -50,13 +53,16 @@ class Resampler {
 
  private:
   const uint8_t* mix_rows(int y, const uint8_t* ring);
-  void mix_columns(const uint8_t* row, uint8_t* out) const;
+  void mix_columns(const uint8_t* row, uint8_t* out);
+  void mix_grey(const uint8_t* row, uint8_t* out) const;
+  void mix_colours(const uint8_t* row, uint8_t* out);
 
   int channels_;
   Size in_, out_;
   Taps across_, down_;
   std::vector<int32_t> sums_;   // of a row
   std::vector<uint8_t> mixed_;  // a row between the two passes
+  std::vector<Lanes> pixels_;   // the same, a pixel of three colours each
 };
 
 }  // namespace gle
