@@ -7,6 +7,7 @@
 # usage: scripts/gpu/build_engine.sh
 #   PYTHON     the Python that has torch (default: python3)
 #   CUDA_HOME  where CUDA's include/ and lib64/ are (default: /usr/local/cuda)
+#   JPEG_HOME  where libjpeg-turbo's include/ and lib/ are, unless they are the system's (conda: $CONDA_PREFIX)
 #   CXX, CC    compilers (default: g++, cc)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -33,14 +34,19 @@ flags=(-std=c++20 -O2 -fPIC -fvisibility=hidden -Wall -Wextra
   -DGLE_CUDA "-D_GLIBCXX_USE_CXX11_ABI=$abi" -Iworker/engine/include
   -isystem "$torch/include" -isystem "$torch/include/torch/csrc/api/include"
   -isystem "$cuda/include")
-jpeg=()
+jpeg=(-ljpeg)
+if [[ -n ${JPEG_HOME:-} ]]; then
+  JPEG_HOME=$(realpath -m "$JPEG_HOME")
+  jpeg=(-L"$JPEG_HOME/lib" -Wl,-rpath,"$JPEG_HOME/lib" -ljpeg)
+fi
+jpeg_flags=(-DGLE_JPEG ${JPEG_HOME:+-isystem "$JPEG_HOME/include"})
 if echo 'int main() { return jpeg_std_error(nullptr) != nullptr; }' |
-  "$cxx" -include cstdio -include jpeglib.h -x c++ -o /dev/null - -ljpeg 2>/dev/null; then
-  flags+=(-DGLE_JPEG)
-  jpeg=(-ljpeg)
+  "$cxx" "${jpeg_flags[@]}" -include cstdio -include jpeglib.h -x c++ -o /dev/null - "${jpeg[@]}" 2>/dev/null; then
+  flags+=("${jpeg_flags[@]}")
   echo "libjpeg: found, the engine decodes JPEGs"
 else
-  echo "libjpeg: not found (apt-get install libjpeg-dev), JPEGs are decoded in Go"
+  jpeg=()
+  echo "libjpeg: not found (apt-get install libjpeg-dev, or set JPEG_HOME): JPEGs are decoded in Go"
 fi
 link=(-shared -Wl,--version-script=worker/engine/exports.map)
 

@@ -72,7 +72,7 @@ enum {
 enum {
   GLE_HAS_CUDA = 1 << 0, /* built for CUDA; says nothing of a GPU being present */
   GLE_HAS_AOTI = 1 << 1, /* loads .pt2 packages (AOTInductor) */
-  GLE_HAS_JPEG = 1 << 4, /* decode_image is there */
+  GLE_HAS_JPEG = 1 << 2, /* decode_image is there */
 };
 
 /* Process-wide settings, given once before the first load. */

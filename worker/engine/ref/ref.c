@@ -886,6 +886,7 @@ static const gle_api api = {
     .run_staged = run_staged,
     .staged_free = staged_free,
 #endif
+    .decode_image = NULL, /* no GLE_HAS_JPEG */
 };
 
 const gle_api* gle_get_api(uint32_t abi_version) {

@@ -65,8 +65,7 @@ Decoder::Decoder() {
   errors.emit_message = warn;
   errors.output_message = quiet;
   jpeg.client_data = this;
-  // The one call that is made outside of a setjmp: it fails only when the header's version or
-  // size of jpeglib.h is not the library's, and then must not return.
+  // It fails only when jpeglib.h is not of the library's own version, before it takes anything.
   if (setjmp(jump) != 0) throw Error(GLE_EUNSUPPORTED, message);
   jpeg_create_decompress(&jpeg);
 }

@@ -47,7 +47,7 @@ func (l *loop) revoke(now time.Time) {
 	l.busyUntil = l.busyUntil.Add(-n.exec)
 	for _, it := range n.items {
 		req := it.Payload.(*request) //nolint:forcetypeassert // the loop puts nothing else in
-		req.pixels = nil             // they may still be read: no other picture may be decoded into them
+		req.pixels = nil             // never used again: they may be on their way to the device right now
 		l.hold(req, now)
 	}
 }

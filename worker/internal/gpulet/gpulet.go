@@ -4,9 +4,9 @@
 // One goroutine, the loop, owns all state: the batcher, the pullers, what is in flight. A second
 // one, the executor, is locked to its OS thread and owns the loaded models; a third stages the next
 // batch while one runs; a fourth loads models, and prepares loaded ones for larger batches, while the
-// others serve; further ones decode images. The loop hands the executor its next batch before it
-// answers the last one, and a full one while another runs, so the engine waits neither for replies to
-// be encoded nor for inputs.
+// others serve; further ones decode images. The loop hands the executor its next batch before it answers
+// the last one, and a full one while another runs, so the engine waits neither for replies to be encoded
+// nor for inputs.
 //
 // Requests are fetched late on purpose: not before the executor is about to be free, and never
 // beyond the next batch of a model (unless batches take less time than the way to the queue and
