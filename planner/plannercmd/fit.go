@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gpulet/gpulet/planner/internal/glet"
-	"github.com/gpulet/gpulet/planner/internal/interference"
 	"github.com/gpulet/gpulet/shared/cli"
+	"github.com/gpulet/gpulet/shared/interference"
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
@@ -30,14 +30,11 @@ type fitConfig struct {
 	JSON     bool   `env:"JSON" envDefault:"false" usage:"print JSON"`
 }
 
-// fitKinds are the kinds of model that are fitted, in the order in which they are tried.
-var fitKinds = []string{interference.Linear, interference.Anchored, interference.Pairwise}
-
 // Validate names the first setting that is out of range.
 func (c *fitConfig) Validate() error {
 	switch {
-	case c.Kind != "" && !slices.Contains(fitKinds, c.Kind):
-		return fmt.Errorf("--kind: found %q: expected one of %s", c.Kind, strings.Join(fitKinds, ", "))
+	case c.Kind != "" && !slices.Contains(interference.Kinds, c.Kind):
+		return fmt.Errorf("--kind: found %q: expected one of %s", c.Kind, strings.Join(interference.Kinds, ", "))
 	case c.Pairs != "" && (c.Latency == "" || c.Util == ""):
 		return errors.New("--pairs: expected --latency and --util with it")
 	case c.Pairs != "" && c.Write:
@@ -54,8 +51,8 @@ func newFitCommand() *cobra.Command {
 		Use:   "fit",
 		Short: "Fit models of interference to co-run measurements, and say how far off they are",
 		Long: `Fits every kind of interference model to the co-runs that worker profile --corun measured
-(profiles/<gpu-type>/corun.json) and prints its error on held-out pairs: two halves, each predicted
-from the other. With --write the best (or --kind) becomes what plans are made with.`,
+(profiles/<gpu-type>/corun.json) and prints its error on held-out combinations: fifths, each predicted
+from the other four. With --write the best (or --kind) becomes what plans are made with.`,
 		Example: `  planner fit --gpu h100 --write
   planner fit --pairs interference.csv --latency latency.csv --util util.csv`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -74,16 +71,13 @@ func runFit(cmd *cobra.Command, cfg *fitConfig) error {
 	if err != nil {
 		return err
 	}
-	var fits []*profile.Interference
+	fits, least, failed := interference.FitBest(set, runs)
+	for _, err := range failed {
+		fmt.Fprintln(cmd.ErrOrStderr(), err)
+	}
 	var best *profile.Interference
-	for _, kind := range fitKinds {
-		f, err := interference.Fit(set, runs, kind)
-		if err != nil {
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", kind, err)
-			continue
-		}
-		fits = append(fits, f)
-		if cfg.Kind == kind || cfg.Kind == "" && (best == nil || f.HeldOut.P90 < best.HeldOut.P90) {
+	for i, f := range fits {
+		if f.Kind == cfg.Kind || cfg.Kind == "" && i == least {
 			best = f
 		}
 	}

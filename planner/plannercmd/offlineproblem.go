@@ -14,9 +14,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gpulet/gpulet/planner/internal/interference"
 	"github.com/gpulet/gpulet/planner/internal/problem"
 	"github.com/gpulet/gpulet/shared/cli"
+	"github.com/gpulet/gpulet/shared/interference"
 	"github.com/gpulet/gpulet/shared/profile"
 )
 

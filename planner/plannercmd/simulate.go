@@ -12,10 +12,10 @@ import (
 
 	"github.com/gpulet/gpulet/planner/internal/demand"
 	"github.com/gpulet/gpulet/planner/internal/epoch"
-	"github.com/gpulet/gpulet/planner/internal/interference"
 	"github.com/gpulet/gpulet/planner/internal/problem"
 	"github.com/gpulet/gpulet/planner/internal/sim"
 	"github.com/gpulet/gpulet/shared/cli"
+	"github.com/gpulet/gpulet/shared/interference"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
 )

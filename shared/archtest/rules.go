@@ -24,6 +24,7 @@ var pure = []string{
 	"planner/internal/problem",
 	"planner/internal/sim",
 	"shared/batch",
+	"shared/interference",
 	"worker/internal/reconcile",
 	"loadgen/internal/arrival",
 }
@@ -49,6 +50,7 @@ var shared = map[string][]string{
 	"shared/wire":                  {"shared/tensor"},
 	"shared/model":                 {"shared/tensor"},
 	"shared/profile":               {},
+	"shared/interference":          {"shared/profile"},
 	"shared/plan":                  {},
 	"shared/batch":                 {},
 	"shared/lifecycle":             {},

@@ -105,6 +105,8 @@ func (g Gpulet) validate(at string) error {
 			return fmt.Errorf("key %q: found %q: expected [a-z0-9_-]{1,64}", at+".model", a.Model)
 		case seen[a.Model]:
 			return fmt.Errorf("key %q: found %q again: expected each model once in a gpu-let", at+".model", a.Model)
+		case a.Layout != "" && a.Layout != "channels_last":
+			return fmt.Errorf("key %q: found %q: expected \"channels_last\", or none", at+".layout", a.Layout)
 		case a.Batch < 1:
 			return fmt.Errorf("key %q: found %d: expected 1 or more samples", at+".batch", a.Batch)
 		case !finite(a.RateRPS), !finite(a.DutyMs), !finite(a.ExecMs):

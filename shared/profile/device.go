@@ -44,10 +44,13 @@ func ParseDevice(path string, data []byte) (*Device, error) {
 // profiles/<gpu-type>/corun.json, written by `worker profile --corun`. Interference models are
 // fitted to it.
 type Corun struct {
-	GPUType string        `json:"gpu_type"`
-	Source  string        `json:"source,omitempty"`
-	Date    string        `json:"date,omitempty"`
-	Runs    []Measurement `json:"runs"`
+	GPUType string `json:"gpu_type"`
+	Source  string `json:"source,omitempty"`
+	Date    string `json:"date,omitempty"`
+	Torch   string `json:"torch,omitempty"` // version of the engine
+	// ModelHashes are the archives that ran, by model.
+	ModelHashes map[string]string `json:"model_hashes,omitempty"`
+	Runs        []Measurement     `json:"runs"`
 }
 
 // Measurement is the slowdown of one load beside others.

@@ -84,6 +84,9 @@ func (p *Profile) Validate() error {
 	if !nameRE.MatchString(p.GPUType) {
 		return fmt.Errorf("key %q: found %q: expected a name of [a-z0-9_.-]{1,64}", "gpu_type", p.GPUType)
 	}
+	if p.Layout != "" && p.Layout != ChannelsLast {
+		return fmt.Errorf("key %q: found %q: expected %q, or none", "layout", p.Layout, ChannelsLast)
+	}
 	if len(p.Points) == 0 {
 		return fmt.Errorf("key %q: found none: expected at least one {share, batch, p50_ms}", "points")
 	}
@@ -134,6 +137,9 @@ func (q Point) validate(at string) error {
 	if q.N < 0 {
 		return fmt.Errorf("key %q: found %d: expected 0 or more", at+".n", q.N)
 	}
+	if !(q.CIMs >= 0) || q.CIMs > MaxMs {
+		return fmt.Errorf("key %q: found %v: expected a time from 0 to %v ms", at+".ci_ms", q.CIMs, MaxMs)
+	}
 	return nil
 }
 
@@ -144,7 +150,7 @@ func (d Demand) validate(at string) error {
 	for _, f := range []struct {
 		key   string
 		value float64
-	}{{"sm", d.SM}, {"l2", d.L2}, {"dram", d.DRAM}} {
+	}{{"sm", d.SM}, {"occupancy", d.Occupancy}, {"tensor", d.Tensor}, {"l2", d.L2}, {"dram", d.DRAM}} {
 		if !(f.value >= 0 && f.value <= 1) {
 			return fmt.Errorf("key %q: found %v: expected a fraction 0..1", at+"."+f.key, f.value)
 		}

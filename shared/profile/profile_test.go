@@ -95,6 +95,8 @@ func TestParseSaysWhatIsWrong(t *testing.T) {
 		{strings.Replace(sample, `"share": 20`, `"share": 200`, 1), `key "points[0].share": found 200: expected 1..100 percent`},
 		{strings.Replace(sample, `"batch": 4, "p50_ms": 40`, `"batch": 1, "p50_ms": 40`, 1), `found share 20 batch 1 again, after points[0]`},
 		{strings.Replace(sample, `"p95_ms": 20`, `"p95_ms": 2`, 1), `key "points[3].p95_ms": found 2: expected at least p50_ms, 18`},
+		{strings.Replace(sample, `"p99_ms": 30`, `"p99_ms": 30, "ci_ms": -1`, 1), `key "points[3].ci_ms": found -1: expected a time from 0`},
+		{strings.Replace(sample, `"model"`, `"layout": "NHWC", "model"`, 1), `key "layout": found "NHWC": expected "channels_last", or none`},
 		{strings.Replace(sample, `"bytes": 100`, `"bytes": -1`, 1), `key "memory[0]"`},
 	} {
 		_, err := Parse("m.json", []byte(c.text))
@@ -157,6 +159,50 @@ func TestShippedProfilesAreSound(t *testing.T) {
 	}
 	if synthetic != 5 {
 		t.Errorf("%d profiles marked synthetic: expected 5", synthetic)
+	}
+}
+
+func TestKneeIsAfterTheSteepestRise(t *testing.T) {
+	for _, c := range []struct {
+		rates []RateAt
+		want  int
+	}{
+		{nil, -1},
+		{[]RateAt{{10, 0}, {20, 0}}, -1},
+		{[]RateAt{{10, 0}, {20, 50}, {40, 51}}, 1},       // nothing gains 5 %
+		{[]RateAt{{10, 100}, {20, 190}, {50, 250}}, 1},   // 9 a point, then 2
+		{[]RateAt{{10, 100}, {20, 110}, {30, 200}}, 2},   // convex: the last
+		{[]RateAt{{20, 100}, {40, 0}, {60, 300}}, 2},     // a gap is skipped
+		{[]RateAt{{10, 100}, {20, 104}, {30, 108.9}}, 0}, // 4 % and 4.7 %
+	} {
+		if got := Knee(c.rates); got != c.want {
+			t.Errorf("Knee(%v) = %d: expected %d", c.rates, got, c.want)
+		}
+	}
+}
+
+func TestBestRateKeepsToItsLimit(t *testing.T) {
+	p := parse(t, sample)
+	for _, c := range []struct {
+		share    int
+		limit    float64
+		maxBatch int
+		rps      float64
+		batch    int
+	}{
+		{20, 100, 0, 100, 1}, // 10 ms a sample at any batch: the smallest
+		{40, 100, 0, 200, 4}, // 20 ms for four
+		{40, 100, 2, 2000 / (32.0 / 3), 2},
+		{40, 5, 0, 0, 0},
+		{90, 100, 0, 0, 0},
+	} {
+		rps, batch := p.BestRate(c.share, c.limit, c.maxBatch)
+		if math.Abs(rps-c.rps) > 1e-9 || batch != c.batch {
+			t.Errorf("BestRate(%d, %v, %d) = %v, %d: expected %v, %d", c.share, c.limit, c.maxBatch, rps, batch, c.rps, c.batch)
+		}
+	}
+	if rps, batch := (&Profile{}).BestRate(50, 1, 0); rps != 0 || batch != 0 {
+		t.Errorf("an empty profile carries %v with %d", rps, batch)
 	}
 }
 

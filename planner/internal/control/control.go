@@ -18,8 +18,8 @@ import (
 	"time"
 
 	"github.com/gpulet/gpulet/planner/internal/epoch"
-	"github.com/gpulet/gpulet/planner/internal/interference"
 	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/interference"
 	"github.com/gpulet/gpulet/shared/lifecycle"
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/plan"

@@ -13,9 +13,9 @@ import (
 
 	"github.com/gpulet/gpulet/planner/internal/check"
 	"github.com/gpulet/gpulet/planner/internal/demand"
-	"github.com/gpulet/gpulet/planner/internal/interference"
 	"github.com/gpulet/gpulet/planner/internal/pack"
 	"github.com/gpulet/gpulet/planner/internal/problem"
+	"github.com/gpulet/gpulet/shared/interference"
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"

@@ -214,7 +214,7 @@ func (c Config) attach(s *solution) {
 			g := &s.plan.Gpulets[i]
 			prof, _ := s.in.Profiles.Get(g.GPUType, m.Name)
 			ms, _ := prof.Latency(g.Share, 1)
-			g.Models = append(g.Models, plan.Assignment{Model: m.Name, Batch: 1, DutyMs: duty(*g), ExecMs: ms})
+			g.Models = append(g.Models, plan.Assignment{Model: m.Name, Batch: 1, DutyMs: duty(*g), ExecMs: ms, Layout: s.in.Layout(g.GPUType, m.Name)})
 			s.problems = append(s.problems, fmt.Sprintf("model %s: no sound place: a guest on %d %% of %s, served when it can be", m.Name, g.Share, g.Device()))
 			continue
 		}

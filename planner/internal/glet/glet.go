@@ -18,8 +18,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gpulet/gpulet/planner/internal/interference"
 	"github.com/gpulet/gpulet/planner/internal/problem"
+	"github.com/gpulet/gpulet/shared/interference"
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
@@ -319,7 +319,7 @@ func addInterference(set *profile.Set, kind, devices string, dev device) ([]stri
 	if len(constants) < 2 || len(constants[1].fields) < 5 {
 		return nil, fmt.Errorf("%s: expected a header and a line of five constants", dev.constants)
 	}
-	fitted := &profile.Interference{GPUType: kind, Kind: interference.Linear, Features: interference.LinearFeatures, Source: dev.constants}
+	fitted := &profile.Interference{GPUType: kind, Kind: interference.Linear, Features: []string{"l2_self", "l2_other", "dram_self", "dram_other", "const"}, Source: dev.constants}
 	for _, text := range constants[1].fields[:5] {
 		v, err := number(text, "constant", -1e3, 1e3)
 		if err != nil {

@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/gpulet/gpulet/planner/internal/check"
-	"github.com/gpulet/gpulet/planner/internal/interference"
 	"github.com/gpulet/gpulet/planner/internal/problem"
+	"github.com/gpulet/gpulet/shared/interference"
 	"github.com/gpulet/gpulet/shared/profile"
 )
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/gpulet/gpulet/planner/internal/problem"
+	"github.com/gpulet/gpulet/shared/profile"
 )
 
 func init() { algorithms["elastic"] = Elastic }
@@ -200,25 +201,20 @@ func (e *env) idealShare(c, m int, rate float64, rules elasticRules) int {
 	return min(required, e.knee(c, m))
 }
 
-// kneeGain is the least relative gain in rate for which a larger share may be the knee.
-const kneeGain = 1.05
-
-// knee is the share after the steepest rise of the rate over the share, as an index: what the
-// paper calls the most efficient partition.
+// knee is the knee of the rate over the shares, as an index: what the paper calls the most efficient
+// partition. Shares that no profile measured do not count.
 func (e *env) knee(c, m int) int {
-	knee, steepest := -1, 0.0
-	last, lastShare := 0.0, 0
+	var rates []profile.RateAt
+	var index []int
 	for si, share := range e.classes[c].shares {
 		rate, _ := e.best(c, m, si, 0, false)
 		if rate <= 0 || !e.classes[c].measured[si] {
 			continue
 		}
-		if knee < 0 {
-			knee = si
-		} else if rise := (rate - last) / float64(share-lastShare); rate >= last*kneeGain && rise > steepest {
-			knee, steepest = si, rise
-		}
-		last, lastShare = rate, share
+		rates, index = append(rates, profile.RateAt{Share: share, RPS: rate}), append(index, si)
 	}
-	return knee
+	if k := profile.Knee(rates); k >= 0 {
+		return index[k]
+	}
+	return -1
 }

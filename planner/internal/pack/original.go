@@ -19,9 +19,10 @@ import (
 var originalParts = []int{20, 40, 50, 60, 80, 100}
 
 const (
-	originalSlack  = 15.0 // requests/s that count as nothing
-	originalServed = 0.85 // of a rate that counts as all
-	originalGrace  = 1.05 // on an SLO, for gpu-lets that are not full
+	originalSlack    = 15.0 // requests/s that count as nothing
+	originalKneeGain = 1.05 // least relative gain in rate of a knee
+	originalServed   = 0.85 // of a rate that counts as all
+	originalGrace    = 1.05 // on an SLO, for gpu-lets that are not full
 )
 
 // onode is a gpu-let of the prototype. Times are float32, as there.
@@ -161,7 +162,7 @@ func (o *original) kneePart(c, m int) int {
 		_, low := o.saturated(c, m, parts[i])
 		_, high := o.saturated(c, m, parts[i-1])
 		rise := (high - low) / float64(o.classes[c].shares[parts[i-1]]-o.classes[c].shares[parts[i]])
-		if high >= low*kneeGain && rise > steepest {
+		if high >= low*originalKneeGain && rise > steepest {
 			knee, steepest = parts[i-1], rise
 		}
 	}
@@ -488,7 +489,7 @@ func (o *original) result() Result {
 			if covered[t.m] >= o.models[t.m].rate*originalServed || covered[t.m]+originalSlack >= o.models[t.m].rate {
 				rate = t.throughput * o.models[t.m].rate / covered[t.m]
 			}
-			g.Models = append(g.Models, plan.Assignment{Model: o.models[t.m].name, Batch: t.batch, RateRPS: rate, DutyMs: float64(n.duty), ExecMs: float64(o.crowdedLatency(n, t.m, t.batch))})
+			g.Models = append(g.Models, plan.Assignment{Model: o.models[t.m].name, Batch: t.batch, RateRPS: rate, DutyMs: float64(n.duty), ExecMs: float64(o.crowdedLatency(n, t.m, t.batch)), Layout: o.in.Layout(d.gpu.Type, o.models[t.m].name)})
 		}
 		p.Gpulets = append(p.Gpulets, g)
 	}

@@ -14,8 +14,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/gpulet/gpulet/planner/internal/check"
-	"github.com/gpulet/gpulet/planner/internal/interference"
 	"github.com/gpulet/gpulet/planner/internal/problem"
+	"github.com/gpulet/gpulet/shared/interference"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
 )
@@ -85,6 +85,33 @@ func TestEveryAlgorithmServesAllNineModels(t *testing.T) {
 			t.Errorf("%s: unserved %v: %v", name, res.Plan.Unserved, res.Reasons)
 		}
 	}
+}
+
+// TestPlansTheLayoutThatWasMeasuredFaster: every algorithm tells gpu-lets what the profiler decided.
+func TestPlansTheLayoutThatWasMeasuredFaster(t *testing.T) {
+	set := shipped(t)
+	fast, _ := set.Get("rtx2080ti", "resnet50")
+	fast.Layout = profile.ChannelsLast
+	in := turing(t, set, 2, map[string]float64{"resnet50": 50, "vgg16": 50}, true)
+	for i := range in.GPUs {
+		in.GPUs[i].Shares = []int{20, 40, 50, 60, 80, 100} // the published prototype's
+	}
+	run := func(name string, o Options) {
+		algorithm, _ := ByName(name)
+		seen := map[string]string{}
+		for _, g := range algorithm(in, o).Plan.Gpulets {
+			for _, a := range g.Models {
+				seen[a.Model] = a.Layout
+			}
+		}
+		if diff := cmp.Diff(map[string]string{"resnet50": profile.ChannelsLast, "vgg16": ""}, seen); diff != "" {
+			t.Errorf("%s %+v: layouts (-want +got):\n%s", name, o, diff)
+		}
+	}
+	for _, name := range Names() {
+		run(name, Options{})
+	}
+	run("elastic", Options{Original: true})
 }
 
 func TestUnknownAlgorithmNamesTheKnown(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gpulet/gpulet/shared/interference"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
 )
@@ -68,11 +69,7 @@ type Profiles interface {
 }
 
 // Load is a model running batches of one size on a share of a GPU.
-type Load struct {
-	Model string
-	Share int // percent
-	Batch int // samples
-}
+type Load = interference.Load
 
 // Interference predicts how much a batch slows down beside other gpu-lets of the same GPU.
 type Interference interface {
@@ -88,6 +85,15 @@ func (in *Input) BufferFactor() float64 {
 		return 1
 	}
 	return in.Buffer
+}
+
+// Layout is how a model's profile on a GPU type says that images should be kept.
+func (in *Input) Layout(gpuType, model string) string {
+	p, ok := in.Profiles.Get(gpuType, model)
+	if !ok {
+		return ""
+	}
+	return p.Layout
 }
 
 // LeastSLOMs is the least SLO, in milliseconds, that any GPU can keep for a model: a request may wait
@@ -176,8 +182,4 @@ type Pressure interface {
 }
 
 // Coupling is how one load acts on its neighbours and how it suffers from them.
-type Coupling struct {
-	Emit float64 // pressure on every neighbour
-	Base float64 // slowdown beside a neighbour without pressure
-	Gain float64 // slowdown per unit of the neighbours' pressure
-}
+type Coupling = interference.Coupling

@@ -2,18 +2,18 @@ package interference
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
 
-	"github.com/gpulet/gpulet/planner/internal/problem"
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
 func shipped(t *testing.T) *profile.Set {
 	t.Helper()
-	set, problems := profile.LoadDir("../../../profiles")
+	set, problems := profile.LoadDir("../../profiles")
 	for _, err := range problems {
 		t.Fatal(err)
 	}
@@ -32,20 +32,20 @@ func predictor(t *testing.T, set *profile.Set) *Set {
 // TestLinearIsThePapersFormula computes one pair by hand from the published constants.
 func TestLinearIsThePapersFormula(t *testing.T) {
 	s := predictor(t, shipped(t))
-	self := problem.Load{Model: "resnet50", Share: 40, Batch: 32}
-	other := problem.Load{Model: "bert", Share: 60, Batch: 16}
+	self := Load{Model: "resnet50", Share: 40, Batch: 32}
+	other := Load{Model: "bert", Share: 60, Batch: 16}
 	want := 0.11290838746224496*0.2819*0.4 + 0.7159598718755424*0.1801*0.6 + 0.35486591956022895*0.6227*0.4 + 0.0882038259888065*0.3441*0.6 + 0.8953693917277343
-	if got := s.Slowdown("rtx2080ti", self, [][]problem.Load{{other}}); math.Abs(got-want) > 1e-9 {
+	if got := s.Slowdown("rtx2080ti", self, [][]Load{{other}}); math.Abs(got-want) > 1e-9 {
 		t.Errorf("slowdown %v: expected %v", got, want)
 	}
 }
 
-func randomLoads(t *rapid.T, models []string) [][]problem.Load {
-	var out [][]problem.Load
+func randomLoads(t *rapid.T, models []string) [][]Load {
+	var out [][]Load
 	for range rapid.IntRange(1, 4).Draw(t, "neighbours") {
-		var loads []problem.Load
+		var loads []Load
 		for range rapid.IntRange(1, 3).Draw(t, "loads") {
-			loads = append(loads, problem.Load{Model: rapid.SampledFrom(models).Draw(t, "model"), Share: rapid.IntRange(1, 60).Draw(t, "share"), Batch: rapid.IntRange(1, 40).Draw(t, "batch")})
+			loads = append(loads, Load{Model: rapid.SampledFrom(models).Draw(t, "model"), Share: rapid.IntRange(1, 60).Draw(t, "share"), Batch: rapid.IntRange(1, 40).Draw(t, "batch")})
 		}
 		out = append(out, loads)
 	}
@@ -58,7 +58,7 @@ func TestPropertyNeighboursNeverHelpAndCouplingsAgree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		gpu := rapid.SampledFrom([]string{"rtx2080ti", "h100", "cpu-unknown"}).Draw(t, "gpu")
 		models := append(set.Models("rtx2080ti"), "never-seen")
-		self := problem.Load{Model: rapid.SampledFrom(models).Draw(t, "self"), Share: rapid.IntRange(1, 99).Draw(t, "share"), Batch: rapid.IntRange(1, 32).Draw(t, "batch")}
+		self := Load{Model: rapid.SampledFrom(models).Draw(t, "self"), Share: rapid.IntRange(1, 99).Draw(t, "share"), Batch: rapid.IntRange(1, 32).Draw(t, "batch")}
 		loads := randomLoads(t, models)
 		all := s.Slowdown(gpu, self, loads)
 		if all < 1 {
@@ -84,8 +84,8 @@ func TestPropertyNeighboursNeverHelpAndCouplingsAgree(t *testing.T) {
 
 func TestDefaultIsTheWorstMeasuredPair(t *testing.T) {
 	s := predictor(t, &profile.Set{})
-	half := problem.Load{Model: "x", Share: 50, Batch: 1}
-	if got := s.Slowdown("new", half, [][]problem.Load{{half}}); math.Abs(got-1.45) > 1e-9 {
+	half := Load{Model: "x", Share: 50, Batch: 1}
+	if got := s.Slowdown("new", half, [][]Load{{half}}); math.Abs(got-1.45) > 1e-9 {
 		t.Errorf("slowdown %v: expected 1.45", got)
 	}
 	worst := 0.0
@@ -155,6 +155,74 @@ func TestShippedH100FitIsWithinThreePercent(t *testing.T) {
 	}
 	if held, err := Fit(set, runs, Pairwise); err != nil || held.HeldOut.P90 > 0.05 {
 		t.Errorf("held-out error %+v, %v", held.HeldOut, err)
+	}
+}
+
+// TestFitTakesTheCountersThatWereMeasured: a GPU without an L2 counter is fitted by what it has.
+func TestFitTakesTheCountersThatWereMeasured(t *testing.T) {
+	set := &profile.Set{}
+	runs := &profile.Corun{GPUType: "g"}
+	demand := map[string]profile.Demand{}
+	for i, name := range []string{"a", "b", "c", "d", "e"} {
+		d := profile.Demand{Share: 50, Batch: 1, DRAM: 0.1 * float64(i+1), Tensor: 0.05 * float64(i*i)}
+		demand[name] = d
+		set.Add(&profile.Profile{Model: name, GPUType: "g", Demand: []profile.Demand{d}})
+	}
+	for a, x := range demand {
+		for b, y := range demand {
+			runs.Runs = append(runs.Runs, profile.Measurement{
+				Self: Load{Model: a, Share: 50, Batch: 1}, Others: []Load{{Model: b, Share: 50, Batch: 1}},
+				Slowdown: 1.1 + 0.2*x.DRAM + 0.4*y.DRAM + 0.1*x.Tensor + 0.3*y.Tensor,
+			})
+		}
+	}
+	fits, best, problems := FitBest(set, runs)
+	if best < 0 || fits[best].Kind != Linear {
+		t.Fatalf("best %d of %v, problems %v: expected the linear fit", best, fits, problems)
+	}
+	if got, want := strings.Join(fits[best].Features, " "), "dram_self dram_other tensor_self tensor_other const"; got != want {
+		t.Errorf("features %s: expected %s", got, want)
+	}
+	if e := fits[best].HeldOut; e.Max > 1e-6 || e.Pairs != len(runs.Runs) {
+		t.Errorf("held-out error %+v: expected none on any of %d", e, len(runs.Runs))
+	}
+	set.AddInterference(fits[best])
+	a, e := Load{Model: "a", Share: 50, Batch: 1}, Load{Model: "e", Share: 50, Batch: 1}
+	alone := predictor(t, set).Slowdown("g", a, [][]Load{{e}})
+	both := predictor(t, set).Slowdown("g", a, [][]Load{{e}, {e}})
+	if want := alone + 0.4*0.5 + 0.3*0.8; math.Abs(both-want) > 1e-6 {
+		t.Errorf("slowdown beside two %v: expected %v", both, want)
+	}
+}
+
+// TestHoldsOutWholeCombinations: what the members of a combination suffered is never split up.
+func TestHoldsOutWholeCombinations(t *testing.T) {
+	runs, _ := shipped(t).Corun("h100")
+	held := map[string]int{}
+	for fold := range folds {
+		train, test := split(runs, fold)
+		if len(train.Runs)+len(test.Runs) != len(runs.Runs) || len(test.Runs) == 0 {
+			t.Errorf("fold %d: %d and %d of %d", fold, len(train.Runs), len(test.Runs), len(runs.Runs))
+		}
+		in := map[string]bool{}
+		for _, m := range train.Runs {
+			in[combination(m)] = true
+		}
+		for _, m := range test.Runs {
+			held[combination(m)]++
+			if in[combination(m)] {
+				t.Errorf("fold %d: %s is on both sides", fold, combination(m))
+			}
+		}
+	}
+	for _, m := range runs.Runs {
+		if held[combination(m)] != 2 {
+			t.Errorf("%s was held out %d times: expected both of its measurements once", combination(m), held[combination(m)])
+		}
+	}
+	one := &profile.Corun{GPUType: "g", Runs: slices.Repeat(runs.Runs[:1], 3)}
+	if _, err := Fit(&profile.Set{}, one, Pairwise); err == nil || !strings.Contains(err.Error(), "found one combination") {
+		t.Errorf("error %v: expected that there is nothing to hold out", err)
 	}
 }
 

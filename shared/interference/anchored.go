@@ -5,7 +5,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/gpulet/gpulet/planner/internal/problem"
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
@@ -55,8 +54,8 @@ func newAnchored(f *profile.Interference, margin float64) (coupler, error) {
 	return a, nil
 }
 
-func (a anchored) couple(set *profile.Set, gpuType, model string, share, batch int) problem.Coupling {
-	c := problem.Coupling{Emit: 1, Base: a.margin * a.baseOf(model, share, batch), Gain: a.margin * a.gain}
+func (a anchored) couple(set *profile.Set, gpuType, model string, share, batch int) Coupling {
+	c := Coupling{Emit: 1, Base: a.margin * a.baseOf(model, share, batch), Gain: a.margin * a.gain}
 	if p, ok := set.Get(gpuType, model); ok && len(p.Demand) > 0 {
 		c.Emit = DemandOf(p, share, batch).DRAM
 	}

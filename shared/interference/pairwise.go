@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/gpulet/gpulet/planner/internal/problem"
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
@@ -39,7 +38,7 @@ func newPairwise(f *profile.Interference, margin float64) (coupler, error) {
 	return p, nil
 }
 
-func (p pairwise) couple(_ *profile.Set, _, model string, share, _ int) problem.Coupling {
+func (p pairwise) couple(_ *profile.Set, _, model string, share, _ int) Coupling {
 	gain, ok := p.sensitivity[model]
 	if !ok {
 		gain = p.worstSensitivity
@@ -48,5 +47,5 @@ func (p pairwise) couple(_ *profile.Set, _, model string, share, _ int) problem.
 	if !ok {
 		emit = p.worstPressure
 	}
-	return problem.Coupling{Emit: emit * float64(share) / 50, Base: p.margin, Gain: gain * p.margin}
+	return Coupling{Emit: emit * float64(share) / 50, Base: p.margin, Gain: gain * p.margin}
 }

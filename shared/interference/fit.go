@@ -1,19 +1,20 @@
 package interference
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sort"
-
-	"gonum.org/v1/gonum/mat"
+	"strings"
 
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
 // Fit fits an interference model of a kind to co-run measurements. Linear and Anchored use the
 // profiles' Demand; Pairwise uses nothing but the measurements. The error stated in the result is on
-// held-out measurements: two halves, each predicted from the other.
+// held-out combinations: fifths, each predicted from a fit to the other four.
 func Fit(set *profile.Set, runs *profile.Corun, kind string) (*profile.Interference, error) {
 	if len(runs.Runs) < 2 {
 		return nil, fmt.Errorf("co-runs of %s: found %d: expected at least 2", runs.GPUType, len(runs.Runs))
@@ -23,8 +24,11 @@ func Fit(set *profile.Set, runs *profile.Corun, kind string) (*profile.Interfere
 		return nil, err
 	}
 	var errs, ratios []float64
-	for half := range 2 {
-		train, test := split(runs, half)
+	for fold := range folds {
+		train, test := split(runs, fold)
+		if len(test.Runs) == 0 || len(train.Runs) == 0 {
+			continue
+		}
 		f, err := fit(set, train, kind)
 		if err != nil {
 			return nil, err
@@ -35,11 +39,33 @@ func Fit(set *profile.Set, runs *profile.Corun, kind string) (*profile.Interfere
 		}
 		errs, ratios = append(errs, e...), append(ratios, r...)
 	}
+	if len(errs) == 0 {
+		return nil, fmt.Errorf("co-runs of %s: found one combination: expected several, to hold some out", runs.GPUType)
+	}
 	sort.Float64s(errs)
 	sort.Float64s(ratios)
 	fitted.HeldOut = &profile.FitError{Pairs: len(errs), P50: quantile(errs, 0.5), P90: quantile(errs, 0.9), Max: errs[len(errs)-1]}
 	fitted.Margin = max(1, quantile(ratios, 0.9))
 	return fitted, nil
+}
+
+// FitBest fits every kind and returns the fits that were possible, in the order of Kinds, and which
+// of them has the least error at p90 on held-out combinations, -1 where none was possible; problems
+// say why kinds were not.
+func FitBest(set *profile.Set, runs *profile.Corun) (fits []*profile.Interference, best int, problems []error) {
+	best = -1
+	for _, kind := range Kinds {
+		f, err := Fit(set, runs, kind)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", kind, err))
+			continue
+		}
+		fits = append(fits, f)
+		if best < 0 || f.HeldOut.P90 < fits[best].HeldOut.P90 {
+			best = len(fits) - 1
+		}
+	}
+	return fits, best, problems
 }
 
 // Error is how far f is off on measurements, its margin left out.
@@ -54,19 +80,50 @@ func Error(set *profile.Set, f *profile.Interference, runs *profile.Corun) (prof
 	return profile.FitError{Pairs: len(errs), P50: quantile(errs, 0.5), P90: quantile(errs, 0.9), Max: errs[len(errs)-1]}, nil
 }
 
-// split deals measurements out to two halves by a fixed hash of their place, so that neighbours in
-// the file end up on both sides.
-func split(runs *profile.Corun, half int) (train, test *profile.Corun) {
+// folds is into how many parts measurements are dealt out to be predicted from the others.
+const folds = 5
+
+// split holds out one part of the combinations. They are dealt out in the order of a fixed hash of
+// where they first appear, so that neighbours in the file end up in different parts. What all members of a combination
+// suffered, and repetitions of it, stay together: one would tell of the other.
+func split(runs *profile.Corun, fold int) (train, test *profile.Corun) {
 	train, test = &profile.Corun{GPUType: runs.GPUType}, &profile.Corun{GPUType: runs.GPUType}
-	for i, m := range runs.Runs {
-		x := uint64(i+1) * 0x9e3779b97f4a7c15
-		if int((x^x>>29)*0xbf58476d1ce4e5b9>>63) == half {
+	dealt := deal(runs)
+	for _, m := range runs.Runs {
+		if dealt[combination(m)]%folds == fold {
 			test.Runs = append(test.Runs, m)
 		} else {
 			train.Runs = append(train.Runs, m)
 		}
 	}
 	return train, test
+}
+
+// deal numbers the combinations in a fixed order that looks like none.
+func deal(runs *profile.Corun) map[string]int {
+	place := map[string]uint64{}
+	for _, m := range runs.Runs {
+		if key := combination(m); place[key] == 0 {
+			x := uint64(len(place)+1) * 0x9e3779b97f4a7c15
+			place[key] = (x ^ x>>29) * 0xbf58476d1ce4e5b9
+		}
+	}
+	keys := slices.SortedFunc(maps.Keys(place), func(a, b string) int { return cmp.Compare(place[a], place[b]) })
+	at := map[string]int{}
+	for i, key := range keys {
+		at[key] = i
+	}
+	return at
+}
+
+// combination names the loads that ran together, whichever of them is looked at.
+func combination(m profile.Measurement) string {
+	labels := []string{label(m.Self)}
+	for _, o := range m.Others {
+		labels = append(labels, label(o))
+	}
+	slices.Sort(labels)
+	return strings.Join(labels, " ")
 }
 
 func errorOf(set *profile.Set, f *profile.Interference, runs *profile.Corun) (errs, ratios []float64, err error) {
@@ -116,35 +173,6 @@ func demandOf(set *profile.Set, gpuType string, r profile.Running) (profile.Dema
 		return profile.Demand{}, fmt.Errorf("profile of %s on %s: found no demand: expected measured utilisation (key \"demand\")", r.Model, gpuType)
 	}
 	return DemandOf(p, r.Share, r.Batch), nil
-}
-
-// fitLinear solves least squares over the paper's five features.
-func fitLinear(f *profile.Interference, set *profile.Set, runs *profile.Corun) error {
-	x := mat.NewDense(len(runs.Runs), 5, nil)
-	y := mat.NewVecDense(len(runs.Runs), nil)
-	for i, m := range runs.Runs {
-		self, err := demandOf(set, runs.GPUType, m.Self)
-		if err != nil {
-			return err
-		}
-		var other profile.Demand
-		for _, o := range m.Others {
-			d, err := demandOf(set, runs.GPUType, o)
-			if err != nil {
-				return err
-			}
-			other.L2, other.DRAM = other.L2+d.L2, other.DRAM+d.DRAM
-		}
-		x.SetRow(i, []float64{self.L2, other.L2, self.DRAM, other.DRAM, 1})
-		y.SetVec(i, m.Slowdown)
-	}
-	var c mat.VecDense
-	if err := c.SolveVec(x, y); err != nil {
-		return fmt.Errorf("linear interference: the measurements do not determine its constants: %w", err)
-	}
-	f.Features = LinearFeatures
-	f.Coefficients = slices.Clone(c.RawVector().Data)
-	return nil
 }
 
 // fitAnchored takes each load's median slowdown as its anchor and one slope over the neighbours'
