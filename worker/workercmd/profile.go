@@ -1,17 +1,13 @@
 package workercmd
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -20,26 +16,35 @@ import (
 	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/profile"
-	"github.com/gpulet/gpulet/worker/internal/affinity"
 	"github.com/gpulet/gpulet/worker/internal/device"
-	"github.com/gpulet/gpulet/worker/internal/engine"
 	"github.com/gpulet/gpulet/worker/internal/profiler"
 )
 
 // profileConfig are the settings of `worker profile`.
 type profileConfig struct {
 	Engine     engineConfig
-	Device     string        `env:"DEVICE" envDefault:"auto" usage:"auto or cpu"`
+	MPS        mpsConfig
+	Device     string        `env:"DEVICE" envDefault:"auto" usage:"auto, cpu, cuda or cuda:N"`
 	Repository string        `env:"REPOSITORY" usage:"folder of the model repository (default $GPULET_MODELS, else models)"`
 	StateDir   string        `env:"STATE_DIR" envDefault:".gpulet" usage:"folder for keys and local state"`
-	Budget     time.Duration `env:"BUDGET" envDefault:"0" usage:"time to measure one model in (default 3s with --quick, else 30s)"`
+	Budget     time.Duration `env:"BUDGET" envDefault:"0" usage:"time to run one model in on all shares (default 3s with --quick, 100ms a point on a GPU, else 30s)"`
+	// Tolerance is how far off interpolation between measured shares may be. 0 measures all shares.
+	Tolerance float64 `env:"TOLERANCE" envDefault:"0.05" usage:"error of interpolation between shares from which one in between is measured too; 0: measure all"`
+	// CorunBudget is the time for co-runs, starting processes included.
+	CorunBudget time.Duration `env:"CORUN_BUDGET" envDefault:"3m" usage:"time to measure co-runs in"`
+	// CorunSeed chooses among equally informative combinations.
+	CorunSeed uint64 `env:"CORUN_SEED" envDefault:"1" usage:"seed of the choice of co-runs"`
+	// AllowUnpartitioned measures although processes are not held to their shares.
+	AllowUnpartitioned bool `env:"ALLOW_UNPARTITIONED" envDefault:"false" usage:"measure although MPS does not hold processes to their shares: whole GPUs only"`
 
 	models  []string
 	out     string
 	shares  []int
 	batches []int
+	html    string
 	quick   bool
 	force   bool
+	corun   bool
 	asJSON  bool
 }
 
@@ -55,8 +60,13 @@ func (c *profileConfig) Validate() error {
 			return fmt.Errorf("--batches: found %d: expected 1 to %d samples", b, model.MaxBatch)
 		}
 	}
-	if c.Budget < 0 {
+	switch {
+	case c.Budget < 0:
 		return fmt.Errorf("budget %v: expected 0 or more", c.Budget)
+	case !(c.Tolerance >= 0 && c.Tolerance <= 1):
+		return fmt.Errorf("tolerance %v: expected a fraction from 0 to 1", c.Tolerance)
+	case c.CorunBudget <= 0:
+		return fmt.Errorf("corun budget %v: expected more than 0", c.CorunBudget)
 	}
 	slices.Sort(c.shares)
 	slices.Sort(c.batches)
@@ -75,12 +85,6 @@ func (c *profileConfig) fill() {
 	if c.out == "" {
 		c.out = filepath.Join(c.StateDir, "profiles")
 	}
-	if c.Budget == 0 {
-		c.Budget = 30 * time.Second
-		if c.quick {
-			c.Budget = 3 * time.Second
-		}
-	}
 }
 
 func newProfileCommand() *cobra.Command {
@@ -89,14 +93,22 @@ func newProfileCommand() *cobra.Command {
 		Use:   "profile",
 		Short: "Measure models on this host",
 		Long: `Measures how long batches of models take on shares of this host's device, and writes one profile
-per model, which the planner plans with: <out>/<gpu type>/<model>.json. A model that was measured
-here before is left alone, unless its archive has changed or --force is given.
+per model, which the planner plans with: <out>/<gpu type>/<model>.json. What was measured here before
+is kept, unless the model's archive, the engine or the driver has changed or --force is given; so an
+interrupted run goes on where it was.
 
-On a CPU a share is a number of cores. Each (model, share) is measured in a process of its own that
-is bound to so many cores; nothing else should run meanwhile.`,
+On a GPU a share is a percentage of its SMs, given to a process by MPS; on a CPU it is a number of
+cores. Each share gets a process that measures all models one after the other, from host memory to
+host memory, as a gpu-let runs them. Shares are measured only where interpolating between others
+would be off by more than --tolerance. Nothing else should run meanwhile.
+
+With --corun, processes on several shares then run models beside each other, as many combinations
+as --corun-budget allows. Their slowdowns go to corun.json, and the model of interference that is
+fitted to them to interference.json, with its error on combinations that it was not fitted to.`,
 		Example: `  worker profile --quick                                 every model of the repository
   worker profile --models resnet50,bert --out profiles/
-  worker profile --models lenet --shares 50,100 --batches 1,2,4,8,16`,
+  worker profile --models lenet --shares 50,100 --batches 1,2,4,8,16
+  worker profile --device cuda:0 --corun --out profiles/ --html profile.html`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := cli.Load(cmd, cfg); err != nil {
 				return err
@@ -108,10 +120,12 @@ is bound to so many cores; nothing else should run meanwhile.`,
 	cli.Bind(cmd, cfg)
 	cmd.Flags().StringSliceVar(&cfg.models, "models", nil, "models to measure (default: all of the repository)")
 	cmd.Flags().StringVar(&cfg.out, "out", "", "folder to write to (default <state-dir>/profiles, where the agent looks)")
-	cmd.Flags().IntSliceVar(&cfg.shares, "shares", nil, "percentages of the device (default: 1, 2, 4, ... and all cores)")
+	cmd.Flags().IntSliceVar(&cfg.shares, "shares", nil, "percentages of the device (default: 10,20,30,40,50,60,80,100 of a GPU, else 1, 2, 4, ... and all cores)")
 	cmd.Flags().IntSliceVar(&cfg.batches, "batches", nil, "batch sizes (default: 1, 2, 4, ... and the model's max_batch)")
 	cmd.Flags().BoolVar(&cfg.quick, "quick", false, "a few seconds a model: good enough to plan on this very host")
 	cmd.Flags().BoolVar(&cfg.force, "force", false, "measure again what was measured before")
+	cmd.Flags().BoolVar(&cfg.corun, "corun", false, "also run models beside each other, and fit a model of interference")
+	cmd.Flags().StringVar(&cfg.html, "html", "", "file for a report with curves as HTML")
 	cmd.Flags().BoolVar(&cfg.asJSON, "json", false, "print the profiles as JSON")
 	return cmd
 }
@@ -124,42 +138,17 @@ func runProfile(cmd *cobra.Command, cfg *profileConfig) error {
 	if choice.Kind == device.Sim {
 		return cli.Usagef("device %q: a simulated GPU answers from a profile, there is nothing to measure", cfg.Device)
 	}
-	inv, err := device.Discover(choice, nil)
-	if err != nil {
-		return err
-	}
 	models, err := chooseModels(cfg)
 	if err != nil {
 		return err
 	}
-	program, err := self()
-	if err != nil {
+	p := &profiling{cfg: cfg, models: models, show: newSteps(cmd, cfg.asJSON)}
+	defer p.show.clear()
+	if p.target, err = newTarget(cmd.Context(), cfg, choice, p.show.say); err != nil {
 		return err
 	}
-	p := &profiling{cmd: cmd, cfg: cfg, inv: inv, program: program}
-	var failed []string
-	var profiles []*profile.Profile
-	for _, m := range models {
-		prof, err := p.model(cmd.Context(), m)
-		if cmd.Context().Err() != nil {
-			return cmd.Context().Err()
-		}
-		if err != nil {
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", m.Name, err)
-			failed = append(failed, fmt.Sprintf("%s (%v)", m.Name, err))
-			continue
-		}
-		profiles = append(profiles, prof)
-	}
-	if cfg.asJSON {
-		if err := json.NewEncoder(cmd.OutOrStdout()).Encode(profiles); err != nil {
-			return err
-		}
-	}
-	if len(failed) > 0 {
-		return fmt.Errorf("not measured: %s", strings.Join(failed, "; "))
-	}
-	return nil
+	defer p.target.close()
+	return p.run(cmd)
 }
 
 // chooseModels returns the models that were asked for.
@@ -182,180 +171,165 @@ func chooseModels(cfg *profileConfig) ([]model.Model, error) {
 	return models, nil
 }
 
-// profiling measures models one after the other.
+// profiling measures models on a target.
 type profiling struct {
-	cmd     *cobra.Command
-	cfg     *profileConfig
-	inv     device.Inventory
-	program string
+	cfg    *profileConfig
+	target *target
+	models []model.Model
+	show   *steps
 }
 
-// model returns the profile of m, measured now unless that was done before.
-func (p *profiling) model(ctx context.Context, m model.Model) (*profile.Profile, error) {
-	dev := p.inv.Devices[0]
-	if !p.cfg.force {
-		cached, err := profiler.Cached(p.cfg.out, dev.GPUType, m)
-		switch {
-		case err == nil:
-			p.say("%s: measured before, see %s\n", m.Name, profiler.Path(p.cfg.out, dev.GPUType, m.Name))
-			return cached, nil
-		case !errors.Is(err, profiler.ErrNotCached):
-			p.say("%s: refused, measuring again: %v\n", m.Name, err)
-		}
+func (p *profiling) run(cmd *cobra.Command) error {
+	ctx := cmd.Context()
+	survey := p.survey()
+	profiles := p.profiles(ctx, survey)
+	failed := survey.Run(ctx, p.models, profiles)
+	profiles = slices.DeleteFunc(profiles, func(q *profile.Profile) bool { return len(q.Points) == 0 })
+	errs := []error{notMeasured(p.models, failed), p.saveDevice(survey.ContextBytes())}
+	if p.cfg.corun && ctx.Err() == nil {
+		errs = append(errs, p.corun(ctx, profiles))
 	}
-	prof := &profile.Profile{
-		Model: m.Name, ModelHash: m.Hash, GPUType: dev.GPUType, GPU: dev.Name, Precision: m.Precision,
-		Date: time.Now().UTC().Format(time.DateOnly), Source: "measured on the host by `worker profile`", Updated: time.Now().UTC().Truncate(time.Second),
+	p.show.clear()
+	if p.cfg.html != "" {
+		errs = append(errs, p.report())
 	}
-	shares := p.shares()
-	for _, share := range shares {
-		r, err := p.share(ctx, m, share, p.cfg.Budget/time.Duration(len(shares)))
-		if err != nil {
-			return nil, fmt.Errorf("share %d%%: %w", share, err)
-		}
-		prof.Torch = r.Engine
-		profiler.Merge(prof, r.Points, r.Memory)
-		p.say("%s: %3d%% (%d of %d cores):%s\n", m.Name, share, device.CoresOf(share, len(p.inv.Cores)), len(p.inv.Cores), inWords(r.Points))
-	}
-	return prof, profile.Save(p.cfg.out, prof)
-}
-
-func (p *profiling) say(format string, args ...any) {
-	w := p.cmd.OutOrStdout()
 	if p.cfg.asJSON {
-		w = p.cmd.ErrOrStderr()
+		errs = append(errs, json.NewEncoder(cmd.OutOrStdout()).Encode(profiles))
 	}
-	fmt.Fprintf(w, format, args...)
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: what was measured is kept in %s", ctx.Err(), filepath.Join(p.cfg.out, p.target.dev.GPUType))
+	}
+	return errors.Join(errs...)
 }
 
-func inWords(points []profile.Point) string {
-	var b strings.Builder
-	for _, q := range points {
-		fmt.Fprintf(&b, "  b%d %.2f ms", q.Batch, q.P50Ms)
-	}
-	return b.String()
-}
-
-// shares are those asked for, else powers of two of cores, and all of them.
-func (p *profiling) shares() []int {
-	if len(p.cfg.shares) > 0 {
-		return p.cfg.shares
-	}
-	n := len(p.inv.Cores)
-	all := device.CoreShares(n)
-	if len(all) <= 4 {
-		return all
-	}
-	var shares []int
-	for _, k := range profiler.Batches(n) { // the same powers of two
-		shares = append(shares, max(1, 100*k/n))
-	}
-	return slices.Compact(shares)
-}
-
-// shareReport is what the process that measured a share prints.
-type shareReport struct {
-	Engine string           `json:"engine"`
-	Points []profile.Point  `json:"points"`
-	Memory []profile.Memory `json:"memory"`
-}
-
-// share has a process measure a model on some cores. It may crash without harm.
-func (p *profiling) share(ctx context.Context, m model.Model, share int, budget time.Duration) (shareReport, error) {
-	cores := p.inv.Cores[:device.CoresOf(share, len(p.inv.Cores))]
-	args := []string{
-		"measure", "--repository", p.cfg.Repository, "--model", m.Name, "--share", strconv.Itoa(share),
-		"--cores", joinInts(cores), "--budget", budget.String(),
-	}
-	if len(p.cfg.batches) > 0 {
-		args = append(args, "--batches", joinInts(p.cfg.batches))
-	}
-	if p.cfg.quick {
-		args = append(args, "--quick")
-	}
-	cmd := exec.CommandContext(ctx, p.program, append(args, p.cfg.Engine.args()...)...)
-	var out, words bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &words
-	var r shareReport
-	if err := cmd.Run(); err != nil {
-		return r, errors.New(strings.TrimPrefix(lastLine(words.String(), err), "gpulet worker: "))
-	}
-	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
-		return r, fmt.Errorf("found %.100q: expected a measurement", out.String())
-	}
-	return r, nil
-}
-
-// measureConfig are the settings of `worker measure`.
-type measureConfig struct {
-	Engine     engineConfig
-	Repository string        `env:"REPOSITORY" envDefault:"models" usage:"folder of the model repository"`
-	Model      string        `env:"MODEL" usage:"name of the model"`
-	Share      int           `env:"SHARE" envDefault:"100" usage:"percent of the device, to be noted"`
-	Cores      []int         `env:"CORES" usage:"cores to run on"`
-	Batches    []int         `env:"BATCHES" usage:"batch sizes (default: powers of two)"`
-	Budget     time.Duration `env:"BUDGET" envDefault:"3s" usage:"time for all batches together"`
-	Quick      bool          `env:"QUICK" usage:"few runs of each"`
-}
-
-func newMeasureCommand() *cobra.Command {
-	cfg := &measureConfig{}
-	cmd := &cobra.Command{
-		Use:    "measure",
-		Short:  "Measure one model on one share (started by profile)",
-		Hidden: true,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cli.Load(cmd, cfg); err != nil {
-				return err
-			}
-			r, err := measure(cmd.Context(), cfg)
-			if err != nil {
-				return err
-			}
-			return json.NewEncoder(cmd.OutOrStdout()).Encode(r)
-		},
-	}
-	cli.Bind(cmd, cfg)
-	return cmd
-}
-
-// measure restricts the process to the cores, which must come before the engine's library, and
-// measures.
-func measure(ctx context.Context, cfg *measureConfig) (shareReport, error) {
-	var r shareReport
-	m, err := model.Load(cfg.Repository, cfg.Model)
-	if err != nil {
-		return r, err
-	}
-	if len(cfg.Cores) > 0 {
-		if err := affinity.Set(cfg.Cores); err != nil {
-			return r, err
+// notMeasured puts the models that failed into one error.
+func notMeasured(models []model.Model, failed map[string]error) error {
+	var words []string
+	for _, m := range models {
+		if err := failed[m.Name]; err != nil {
+			words = append(words, fmt.Sprintf("%s (%v)", m.Name, err))
 		}
 	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	eng, err := engine.Open(cfg.Engine.Engine, engine.Options{Library: cfg.Engine.EngineLib, Threads: len(cfg.Cores)})
+	if len(words) == 0 {
+		return nil
+	}
+	return fmt.Errorf("not measured: %s", strings.Join(words, "; "))
+}
+
+// survey is what is to be measured, by the settings and the kind of device.
+func (p *profiling) survey() *profiler.Survey {
+	s := &profiler.Survey{
+		Shares: p.cfg.shares, Tolerance: p.cfg.Tolerance, Batches: p.batches, Rule: profiler.OnCPU, Budget: p.cfg.Budget,
+		Captures: p.target.isGPU(), Start: p.target.start, Check: p.target.check, Note: func(text string) { p.show.say("%s", text) },
+		Save: func(q *profile.Profile) error { return profile.Save(p.cfg.out, q) },
+		Step: p.step,
+	}
+	if p.target.meter != nil { // else the interface would not be nil
+		s.Counters = p.target.meter
+	}
+	if len(s.Shares) == 0 {
+		s.Shares = p.target.shares()
+	}
+	switch {
+	case p.cfg.quick:
+		s.Rule = profiler.Quick
+	case p.target.isGPU():
+		s.Rule = profiler.OnGPU
+	}
+	if s.Budget == 0 {
+		s.Budget = p.budget(len(s.Shares))
+	}
+	return s
+}
+
+// pointBudget is the time for one point on a GPU, on average: those of fast batches need less.
+const pointBudget = 100 * time.Millisecond
+
+// budget is the time to run one model in by default.
+func (p *profiling) budget(shares int) time.Duration {
+	most := 1
+	for _, m := range p.models {
+		most = max(most, len(p.batches(m)))
+	}
+	switch {
+	case p.cfg.quick:
+		return 3 * time.Second
+	case p.target.isGPU():
+		return pointBudget * time.Duration(shares*most)
+	}
+	return 30 * time.Second
+}
+
+// batches are the sizes to measure of a model.
+func (p *profiling) batches(m model.Model) []int {
+	if len(p.cfg.batches) > 0 {
+		return p.cfg.batches
+	}
+	return profiler.Batches(m.MaxBatch)
+}
+
+// profiles are what is known of the models, to be added to: empty where nothing is, or nothing that
+// still holds.
+func (p *profiling) profiles(ctx context.Context, s *profiler.Survey) []*profile.Profile {
+	var out []*profile.Profile
+	for _, m := range p.models {
+		fresh := p.fresh(m)
+		path := profiler.Path(p.cfg.out, p.target.dev.GPUType, m.Name)
+		earlier, err := profiler.Cached(p.cfg.out, p.target.dev.GPUType, m)
+		if err == nil && !p.cfg.force {
+			fresh.Torch = p.target.engineVersion(ctx)
+			fresh, err = profiler.Resume(earlier, fresh)
+		}
+		switch {
+		case p.cfg.force || errors.Is(err, profiler.ErrNotCached):
+		case err != nil:
+			p.show.say("%s: refused, measuring again: %v", path, err)
+		case s.Missing(m, fresh):
+			p.show.say("%s: measured in part before, going on: see %s", m.Name, path)
+		default:
+			p.show.say("%s: measured before, see %s", m.Name, path)
+		}
+		out = append(out, fresh)
+	}
+	return out
+}
+
+func (p *profiling) fresh(m model.Model) *profile.Profile {
+	now := time.Now().UTC()
+	return &profile.Profile{
+		Model: m.Name, ModelHash: m.Hash, GPUType: p.target.dev.GPUType, GPU: p.target.dev.Name, Driver: p.target.inv.Driver,
+		Precision: m.Precision, Inputs: profiler.Inputs(m), Date: now.Format(time.DateOnly),
+		Source: "measured on the host by `worker profile`", Updated: now.Truncate(time.Second),
+	}
+}
+
+// step shows what was measured of a model on a share.
+func (p *profiling) step(s profiler.Step) {
+	var words strings.Builder
+	fmt.Fprintf(&words, "%s: %3d%%%s:", s.Model, s.Share, p.target.extent(s.Share))
+	for _, q := range s.Points {
+		fmt.Fprintf(&words, "  b%d %.2f ms", q.Batch, q.P50Ms)
+	}
+	if len(s.Points) == 0 {
+		words.WriteString("  nothing")
+	}
+	p.show.step(words.String(), s.Done, s.Left)
+}
+
+// report writes the page about everything in the device's folder.
+func (p *profiling) report() error {
+	page := profiler.Page{GPUType: p.target.dev.GPUType, SLOs: map[string]time.Duration{}}
+	var problems []error
+	page.Profiles, problems = profile.LoadDir(p.cfg.out)
+	for _, err := range problems {
+		p.show.say("left out of the report: %v", err)
+	}
+	for _, m := range p.models {
+		page.SLOs[m.Name] = m.SLO
+	}
+	f, err := os.Create(p.cfg.html)
 	if err != nil {
-		return r, err
+		return err
 	}
-	defer eng.Close()
-	batches := cfg.Batches
-	if len(batches) == 0 {
-		batches = profiler.Batches(m.MaxBatch)
-	}
-	loaded, err := eng.Load(ctx, engine.Spec{Model: m, Device: "cpu", Precision: m.Precision, MaxBatch: max(m.MaxBatch, batches[len(batches)-1])})
-	if err != nil {
-		return r, err
-	}
-	defer loaded.Close()
-	what := profiler.Quick(cfg.Share, batches, cfg.Budget)
-	if !cfg.Quick {
-		what.MinRuns, what.MaxRuns = 20, 500
-	}
-	r.Engine = eng.Info().Version
-	if r.Points, err = profiler.Measure(ctx, loaded, m.Inputs, what); err != nil {
-		return r, err
-	}
-	r.Memory = []profile.Memory{{Batch: r.Points[len(r.Points)-1].Batch, Bytes: loaded.MemBytes()}}
-	return r, nil
+	return errors.Join(page.Write(f), f.Close())
 }

@@ -1,40 +1,24 @@
-// Package profiler measures how long batches of a model take on a share of this host's device, and
-// keeps what it measured, so that a host measures itself once.
+// Package profiler measures how long batches of a model take on shares of this host's device, how
+// much memory they need, what they demand of the device's shared parts, and how much they slow each
+// other down.
 //
-// It measures one loaded model on the share that its process has; who restricts the process, and
-// who asks for which shares, is not its business.
+// The work is split in two. A Bench lives in a process that is held to one share, loads models and
+// times batches as it is asked to. A Survey and a Session start such processes, one per share, decide
+// what to ask, and keep what comes back, so that a crash costs no more than what was being measured.
+// How a process is held to a share is the caller's business (Starter).
 package profiler
 
 import (
 	"cmp"
-	"context"
-	"fmt"
+	"math"
 	"slices"
 	"time"
 
+	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/profile"
 	"github.com/gpulet/gpulet/shared/tensor"
-	"github.com/gpulet/gpulet/worker/internal/engine"
 	"github.com/gpulet/gpulet/worker/internal/exec"
 )
-
-// Plan says what to measure.
-type Plan struct {
-	Share   int   // percent: what the process has
-	Batches []int // ascending
-	// Budget is how long all batches may take together. A batch that would not fit is left out,
-	// and so are larger ones; the smallest is always measured.
-	Budget time.Duration
-	// MinRuns and MaxRuns bound the measured runs of a batch.
-	MinRuns, MaxRuns int
-	// VaryingDim stands where an input's dimension varies.
-	VaryingDim int64
-}
-
-// Quick is a plan for a few seconds: good enough to plan with on the very host.
-func Quick(share int, batches []int, budget time.Duration) Plan {
-	return Plan{Share: share, Batches: batches, Budget: budget, MinRuns: 5, MaxRuns: 50, VaryingDim: VaryingDim}
-}
 
 // VaryingDim is how large a varying dimension is measured: a sentence for most language models.
 const VaryingDim = 128
@@ -48,78 +32,104 @@ func Batches(maxBatch int) []int {
 	return append(sizes, maxBatch)
 }
 
-// warmUps are runs of a batch size that are not measured.
-const warmUps = 2
-
-// Measure runs m by the plan and returns a point for every batch that fitted the budget. The
-// calling goroutine should be locked to its thread.
-func Measure(ctx context.Context, m engine.Model, inputs []tensor.Spec, p Plan) ([]profile.Point, error) {
-	start := time.Now()
-	var points []profile.Point
-	for i, batch := range p.Batches {
-		left := p.Budget - time.Since(start)
-		if i > 0 && !p.fits(points[i-1], batch, left) {
-			break
-		}
-		slice := max(0, left) / time.Duration(len(p.Batches)-i)
-		took, err := p.measure(ctx, m, inputs, batch, slice)
-		if err != nil {
-			return points, fmt.Errorf("batch of %d: %w", batch, err)
-		}
-		points = append(points, summarize(p.Share, batch, took))
-	}
-	return points, nil
+// Rule says when a batch size has been run often enough: after MaxRuns; after Enough runs if the
+// median is known to within Precision; after Budget if MinRuns were made.
+type Rule struct {
+	MinRuns   int           `json:"min_runs"`
+	Enough    int           `json:"enough"`
+	MaxRuns   int           `json:"max_runs"`
+	Precision float64       `json:"precision"` // half of the confidence interval over the median
+	Budget    time.Duration `json:"budget"`
 }
 
-// fits reports whether the least number of runs of a batch is likely to fit into the time that is
-// left, if time grows with the samples.
-func (p Plan) fits(last profile.Point, batch int, left time.Duration) bool {
-	each := last.P50Ms * float64(batch) / float64(last.Batch)
-	return each*float64(warmUps+p.MinRuns) <= float64(left)/float64(time.Millisecond)
+// Rules of the profiler.
+var (
+	// Quick is good enough to plan with on the very host.
+	Quick = Rule{MinRuns: 5, Enough: 20, MaxRuns: 50, Precision: 0.02}
+	// OnCPU allows for the jitter of a host that does other things too.
+	OnCPU = Rule{MinRuns: 20, Enough: 50, MaxRuns: 500, Precision: 0.01}
+	// OnGPU knows that captured graphs take the same time again and again.
+	OnGPU = Rule{MinRuns: 5, Enough: 30, MaxRuns: 500, Precision: 0.01}
+)
+
+// done reports whether a sample suffices that took elapsed to collect.
+func (r Rule) done(took []time.Duration, elapsed time.Duration) bool {
+	n := len(took)
+	switch {
+	case n >= r.MaxRuns:
+		return true
+	case n < r.MinRuns:
+		return false
+	case elapsed >= r.Budget:
+		return true
+	case n < r.Enough || n%10 != 0: // sorting after every run would cost more than it saves
+		return false
+	}
+	sorted := slices.Sorted(slices.Values(took))
+	return float64(halfInterval(sorted)) <= r.Precision*float64(sorted[exec.Rank(0.5, n)])
 }
 
-// measure times one batch size for about a slice of time.
-func (p Plan) measure(ctx context.Context, m engine.Model, inputs []tensor.Spec, batch int, slice time.Duration) ([]time.Duration, error) {
-	in, err := exec.Inputs(inputs, batch, p.VaryingDim)
-	if err != nil {
-		return nil, err
+// halfInterval is half the width of the confidence interval of the median of an ascending sample.
+func halfInterval(sorted []time.Duration) time.Duration {
+	if len(sorted) == 0 {
+		return 0
 	}
-	start := time.Now()
-	var took []time.Duration
-	for n := -warmUps; n < p.MaxRuns; n++ {
-		if n >= p.MinRuns && time.Since(start) >= slice {
-			break
-		}
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		began := time.Now()
-		r, err := m.Run(in)
-		if err != nil {
-			return nil, err
-		}
-		d := time.Since(began)
-		r.Free()
-		if n >= 0 {
-			took = append(took, d)
-		}
-	}
-	return took, nil
+	low, high := interval(len(sorted))
+	return (sorted[high] - sorted[low]) / 2
 }
 
+// interval are the places, among n ascending values, between which the median of their distribution
+// lies with 95 % confidence, whatever the distribution is: n/2 -+ 1.96 sqrt(n)/2 (Conover, Practical
+// Nonparametric Statistics, 1999, section 3.2). Of fewer than six values no two enclose it with that
+// confidence; then it is the first and the last.
+func interval(n int) (low, high int) {
+	half := 1.96 * math.Sqrt(float64(n)) / 2
+	low = max(int(math.Floor(float64(n)/2-half))-1, 0)
+	high = min(int(math.Ceil(float64(n)/2+half)), n-1)
+	return low, high
+}
+
+// summarize describes a sample of one (share, batch).
 func summarize(share, batch int, took []time.Duration) profile.Point {
 	slices.Sort(took)
 	at := func(q float64) float64 {
 		// A clock tick is the least that anything takes: 0 would mean "not measured".
-		d := max(took[exec.Rank(q, len(took))], time.Microsecond)
-		return float64(d.Round(time.Microsecond)) / float64(time.Millisecond)
+		return ms(max(took[exec.Rank(q, len(took))], time.Microsecond))
 	}
-	return profile.Point{Share: share, Batch: batch, P50Ms: at(0.5), P95Ms: at(0.95), P99Ms: at(0.99), N: len(took)}
+	return profile.Point{
+		Share: share, Batch: batch, P50Ms: at(0.5), P95Ms: at(0.95), P99Ms: at(0.99),
+		N: len(took), CIMs: ms(halfInterval(took)),
+	}
 }
 
-// Merge puts what was measured at several shares into one profile, sorted.
+// ms is a duration in milliseconds, to the microsecond.
+func ms(d time.Duration) float64 {
+	return float64(d.Round(time.Microsecond)) / float64(time.Millisecond)
+}
+
+// sent are the inputs of m as clients send them: bytes, where preprocessing accepts those.
+func sent(m model.Model) []tensor.Spec {
+	specs := slices.Clone(m.Inputs)
+	for i, s := range specs {
+		if slices.Contains(m.Preprocess[s.Name].Accept, tensor.UINT8) {
+			specs[i].DType = tensor.UINT8
+		}
+	}
+	return specs
+}
+
+// isImage reports whether m takes images, which have a layout: 4 dimensions with the batch.
+func isImage(m model.Model) bool {
+	return slices.ContainsFunc(m.Inputs, func(s tensor.Spec) bool { return len(s.Shape) == 3 })
+}
+
+// Merge adds points and memory to a profile, in place of earlier ones of the same share and batch, and
+// sorts it.
 func Merge(p *profile.Profile, points []profile.Point, memory []profile.Memory) {
-	p.Points = append(p.Points, points...)
+	for _, q := range points {
+		p.Points = slices.DeleteFunc(p.Points, func(o profile.Point) bool { return o.Share == q.Share && o.Batch == q.Batch })
+		p.Points = append(p.Points, q)
+	}
 	slices.SortFunc(p.Points, func(a, b profile.Point) int {
 		return cmp.Or(cmp.Compare(a.Share, b.Share), cmp.Compare(a.Batch, b.Batch))
 	})

@@ -1,13 +1,9 @@
-package profiler_test
+package profiler
 
 import (
-	"context"
-	"errors"
-	"os"
-	"path/filepath"
-	"strings"
+	"math/rand/v2"
+	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -15,137 +11,98 @@ import (
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/profile"
 	"github.com/gpulet/gpulet/shared/tensor"
-	"github.com/gpulet/gpulet/worker/internal/engine"
-	"github.com/gpulet/gpulet/worker/internal/profiler"
 )
 
-var specs = []tensor.Spec{{Name: "x", DType: tensor.FP32, Shape: []int64{4, -1}}}
-
-// simulated is a model whose batches take base and each per sample.
-func simulated(t *testing.T, base, each time.Duration) engine.Model {
-	t.Helper()
-	e, err := engine.NewSim(engine.SimOptions{Latency: func(_ string, n int) (time.Duration, error) {
-		return base + time.Duration(n)*each, nil
-	}})
-	if err != nil {
-		t.Fatal(err)
+func TestBatchesArePowersOfTwoAndTheLargest(t *testing.T) {
+	for most, want := range map[int][]int{1: {1}, 6: {1, 2, 4, 6}, 64: {1, 2, 4, 8, 16, 32, 64}} {
+		if diff := cmp.Diff(want, Batches(most)); diff != "" {
+			t.Errorf("%d: %s", most, diff)
+		}
 	}
-	m, err := e.Load(t.Context(), engine.Spec{Model: model.Model{Config: model.Config{
-		Name: "m", MaxBatch: 64, Inputs: specs, Outputs: []tensor.Spec{{Name: "y", DType: tensor.FP32}},
-	}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return m
 }
 
-func TestMeasuresWhatTheModelTakes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		start := time.Now()
-		plan := profiler.Quick(50, profiler.Batches(6), 3*time.Second)
-		points, err := profiler.Measure(t.Context(), simulated(t, 2*time.Millisecond, time.Millisecond), specs, plan)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := []profile.Point{
-			{Share: 50, Batch: 1, P50Ms: 3, P95Ms: 3, P99Ms: 3, N: 50},
-			{Share: 50, Batch: 2, P50Ms: 4, P95Ms: 4, P99Ms: 4, N: 50},
-			{Share: 50, Batch: 4, P50Ms: 6, P95Ms: 6, P99Ms: 6, N: 50},
-			{Share: 50, Batch: 6, P50Ms: 8, P95Ms: 8, P99Ms: 8, N: 50},
-		}
-		if diff := cmp.Diff(want, points); diff != "" {
-			t.Error(diff)
-		}
-		if took := time.Since(start); took > 3*time.Second {
-			t.Errorf("took %v: expected at most the budget", took)
-		}
-	})
-}
-
-func TestKeepsToItsBudget(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		start := time.Now()
-		plan := profiler.Quick(100, profiler.Batches(64), 2*time.Second)
-		points, err := profiler.Measure(t.Context(), simulated(t, 0, 30*time.Millisecond), specs, plan)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var batches []int
-		for _, p := range points {
-			batches = append(batches, p.Batch)
-			if p.N < plan.MinRuns {
-				t.Errorf("batch %d: %d runs: expected at least %d", p.Batch, p.N, plan.MinRuns)
+// TestIntervalHoldsTheMedian draws many samples of a skewed distribution whose median is known: the
+// interval has to hold it in about 95 of 100.
+func TestIntervalHoldsTheMedian(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 3))
+	for _, n := range []int{10, 30, 200} {
+		held := 0
+		const samples = 2000
+		for range samples {
+			var took []time.Duration
+			for range n {
+				took = append(took, time.Duration(random.ExpFloat64()*1e9))
+			}
+			slices.Sort(took)
+			low, high := interval(n)
+			if median := time.Duration(693_147_181); took[low] <= median && median <= took[high] {
+				held++
 			}
 		}
-		if took := time.Since(start); took > 2*time.Second {
-			t.Errorf("%v took %v: expected at most the budget", batches, took)
+		if got := float64(held) / samples; got < 0.94 {
+			t.Errorf("of %d values: held the median in %.1f %%: expected at least 94", n, 100*got)
 		}
-		if len(batches) < 2 {
-			t.Errorf("measured only %v", batches)
-		}
-	})
+	}
 }
 
-func TestMeasuresTheSmallestBatchWhateverItTakes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		plan := profiler.Quick(100, profiler.Batches(64), 2*time.Second)
-		points, err := profiler.Measure(t.Context(), simulated(t, 0, time.Minute), specs, plan)
-		if err != nil {
-			t.Fatal(err)
+func TestHalfInterval(t *testing.T) {
+	for _, c := range []struct {
+		sorted []time.Duration
+		want   time.Duration
+	}{{nil, 0}, {[]time.Duration{5}, 0}, {[]time.Duration{10, 20}, 5}, {slices.Repeat([]time.Duration{7}, 50), 0}} {
+		if got := halfInterval(c.sorted); got != c.want {
+			t.Errorf("%v: %v: expected %v", c.sorted, got, c.want)
 		}
-		if len(points) != 1 || points[0].P50Ms != 60_000 || points[0].N != plan.MinRuns {
-			t.Errorf("measured %+v", points)
-		}
-	})
+	}
 }
 
-func TestStopsWhenItIsToldTo(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	_, err := profiler.Measure(ctx, simulated(t, 0, 0), specs, profiler.Quick(100, []int{1}, time.Second))
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v", err)
+func TestRuleIsContentWithAPreciseMedian(t *testing.T) {
+	r := Rule{MinRuns: 3, Enough: 10, MaxRuns: 40, Precision: 0.01, Budget: time.Second}
+	steady, rough := slices.Repeat([]time.Duration{time.Millisecond}, 100), []time.Duration{}
+	for i := range 100 {
+		rough = append(rough, time.Duration(1+i%7)*time.Millisecond)
+	}
+	for _, c := range []struct {
+		name    string
+		took    []time.Duration
+		elapsed time.Duration
+		want    bool
+	}{
+		{"too few", steady[:2], time.Hour, false},
+		{"out of time", rough[:3], time.Second, true},
+		{"not enough", steady[:9], 0, false},
+		{"precise", steady[:10], 0, true},
+		{"not precise", rough[:30], 0, false},
+		{"the most", rough[:40], 0, true},
+	} {
+		if got := r.done(c.took, c.elapsed); got != c.want {
+			t.Errorf("%s: done %v", c.name, got)
+		}
+	}
+}
+
+func TestSendsBytesWhereTheyAreAccepted(t *testing.T) {
+	m := model.Model{Config: model.Config{
+		Inputs:     []tensor.Spec{{Name: "image", DType: tensor.FP32, Shape: []int64{3, 4, 4}}, {Name: "scale", DType: tensor.FP32, Shape: []int64{1}}},
+		Preprocess: map[string]model.Preprocess{"image": {Accept: []tensor.DType{tensor.UINT8}}},
+	}}
+	if diff := cmp.Diff(map[string]string{"image": "UINT8", "scale": "FP32"}, Inputs(m)); diff != "" {
+		t.Error(diff)
+	}
+	if m.Inputs[0].DType != tensor.FP32 {
+		t.Error("the model's own specs were changed")
 	}
 }
 
 func TestMergesShares(t *testing.T) {
 	p := &profile.Profile{}
-	profiler.Merge(p, []profile.Point{{Share: 100, Batch: 1}, {Share: 100, Batch: 2}}, []profile.Memory{{Batch: 2, Bytes: 5}})
-	profiler.Merge(p, []profile.Point{{Share: 50, Batch: 1}}, []profile.Memory{{Batch: 1, Bytes: 3}, {Batch: 2, Bytes: 7}})
+	Merge(p, []profile.Point{{Share: 100, Batch: 1}, {Share: 100, Batch: 2, N: 1}}, []profile.Memory{{Batch: 2, Bytes: 5}})
+	Merge(p, []profile.Point{{Share: 50, Batch: 1}, {Share: 100, Batch: 2, N: 2}}, []profile.Memory{{Batch: 1, Bytes: 3}, {Batch: 2, Bytes: 7}})
 	want := &profile.Profile{
-		Points: []profile.Point{{Share: 50, Batch: 1}, {Share: 100, Batch: 1}, {Share: 100, Batch: 2}},
+		Points: []profile.Point{{Share: 50, Batch: 1}, {Share: 100, Batch: 1}, {Share: 100, Batch: 2, N: 2}},
 		Memory: []profile.Memory{{Batch: 1, Bytes: 3}, {Batch: 2, Bytes: 7}},
 	}
 	if diff := cmp.Diff(want, p); diff != "" {
 		t.Error(diff)
-	}
-}
-
-func TestCacheIsOfOneArchiveOnly(t *testing.T) {
-	dir := t.TempDir()
-	m := model.Model{Config: model.Config{Name: "m"}, Version: 2, Hash: strings.Repeat("ab", 32)}
-	if _, err := profiler.Cached(dir, "cpu-x-2c", m); !errors.Is(err, profiler.ErrNotCached) {
-		t.Errorf("error %v: expected that there is none", err)
-	}
-	p := &profile.Profile{
-		Model: "m", ModelHash: m.Hash, GPUType: "cpu-x-2c",
-		Points: []profile.Point{{Share: 100, Batch: 1, P50Ms: 1}},
-	}
-	if err := profile.Save(dir, p); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := profiler.Cached(dir, "cpu-x-2c", m); err != nil || len(got.Points) != 1 {
-		t.Errorf("got %+v, %v", got, err)
-	}
-	m.Hash = strings.Repeat("cd", 32)
-	_, err := profiler.Cached(dir, "cpu-x-2c", m)
-	if err == nil || !strings.Contains(err.Error(), "found a profile of the archive abababababab: expected cdcdcdcdcdcd, version 2 of m") {
-		t.Errorf("error %v: expected both archives", err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "cpu-x-2c", "m.json"), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := profiler.Cached(dir, "cpu-x-2c", m); err == nil || errors.Is(err, profiler.ErrNotCached) {
-		t.Errorf("error %v: expected the broken file", err)
 	}
 }
