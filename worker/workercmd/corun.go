@@ -118,7 +118,7 @@ func (p *profiling) fit(runs *profile.Corun) error {
 		p.show.say("not fitted: %v", err)
 	}
 	if best < 0 {
-		return fmt.Errorf("interference: found %d co-runs that no kind of model fits", len(runs.Runs))
+		return fmt.Errorf("interference: found %d co-runs that no kind of model fits: expected more (--corun-budget)", len(runs.Runs))
 	}
 	for i, f := range fits {
 		chosen := ""

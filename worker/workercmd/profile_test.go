@@ -61,7 +61,7 @@ func loadProfiles(t *testing.T, out string) (set *profile.Set, gpuType string) {
 func TestProfileWithCorunsAndReport(t *testing.T) {
 	repository, out := writeRefModels(t, "a", "b"), t.TempDir()
 	page := filepath.Join(t.TempDir(), "profile.html")
-	p := worker(t, profileArgs(t, repository, out, "--quick", "--budget", "50ms", "--corun", "--corun-budget", "2s", "--html", page)...)
+	p := worker(t, profileArgs(t, repository, out, "--quick", "--budget", "5s", "--corun", "--corun-budget", "2s", "--html", page)...)
 	if code := p.wait(); code != 0 {
 		t.Fatalf("exit code %d", code)
 	}
@@ -83,7 +83,7 @@ func TestProfileWithCorunsAndReport(t *testing.T) {
 	}
 
 	// Another run adds to what there is.
-	p = worker(t, profileArgs(t, repository, out, "--quick", "--budget", "50ms", "--corun", "--corun-budget", "1s")...)
+	p = worker(t, profileArgs(t, repository, out, "--quick", "--budget", "5s", "--corun", "--corun-budget", "1s")...)
 	if code := p.wait(); code != 0 {
 		t.Fatalf("exit code %d", code)
 	}
@@ -102,7 +102,7 @@ func TestProfileWithCorunsAndReport(t *testing.T) {
 func TestProfileGoesOnWhereItWasInterrupted(t *testing.T) {
 	names := []string{"a", "b", "c", "d", "e", "f"}
 	repository, out := writeRefModels(t, names...), t.TempDir()
-	args := profileArgs(t, repository, out, "--shares", "50,100", "--batches", "1", "--budget", "200ms")
+	args := profileArgs(t, repository, out, "--shares", "50,100", "--batches", "1", "--budget", "5s")
 	slow := worker(t, args...)
 	slow.waitLog(`a: +\d+%`)
 	if err := slow.cmd.Process.Signal(syscall.SIGINT); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -141,7 +141,7 @@ func TestProfileGoesOnWhereItWasInterrupted(t *testing.T) {
 
 func TestProfileMeasuresAgainWhatChanged(t *testing.T) {
 	repository, out := writeRefModels(t, "a"), t.TempDir()
-	args := profileArgs(t, repository, out, "--quick", "--budget", "20ms")
+	args := profileArgs(t, repository, out, "--quick", "--budget", "5s")
 	run := func(more ...string) string {
 		t.Helper()
 		p := worker(t, append(args, more...)...)
@@ -174,7 +174,7 @@ func TestProfileOfABrokenModelFailsAndMeasuresTheOthers(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(repository, "bad", "1", "model.pt"), []byte("PK"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := worker(t, profileArgs(t, repository, out, "--quick", "--budget", "20ms")...)
+	p := worker(t, profileArgs(t, repository, out, "--quick", "--budget", "5s")...)
 	if code := p.wait(); code != 1 {
 		t.Errorf("exit code %d: expected 1", code)
 	}

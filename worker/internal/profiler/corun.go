@@ -22,7 +22,8 @@ var Splits = [][]int{{50, 50}, {20, 80}, {40, 60}, {33, 33, 33}, {20, 30, 50}}
 type Session struct {
 	Splits [][]int
 	Seed   uint64
-	// Budget is the time for all splits together; each gets an equal part of what is left.
+	// Budget is the time for all splits together; each gets an equal part of what is left. On the first
+	// every model is run once on every share, however long that takes.
 	Budget time.Duration
 	// Batches lists the sizes that a model is run with, ascending.
 	Batches func(model.Model) []int
@@ -65,7 +66,10 @@ func (s *Session) Run(ctx context.Context, models []model.Model, have []profile.
 			s.note("no time for the splits %v", s.Splits[i:])
 			break
 		}
-		c := &corun{Session: s, split: split, end: time.Now().Add(left / time.Duration(len(s.Splits)-i)), last: end, models: models}
+		c := &corun{Session: s, split: split, end: time.Now().Add(left / time.Duration(len(s.Splits)-i)), last: end, least: 1, models: models}
+		if i == 0 {
+			c.least = len(models)
+		}
 		runs, err := c.run(ctx, have)
 		have = append(have, runs...)
 		if err != nil && ctx.Err() == nil {
@@ -86,6 +90,7 @@ type corun struct {
 	split  []int
 	end    time.Time // of this split
 	last   time.Time // of the session
+	least  int       // combinations, however long they take
 	models []model.Model
 
 	chooser *chooser
@@ -131,7 +136,7 @@ func (c *corun) run(ctx context.Context, have []profile.Measurement) ([]profile.
 	c.recall(have)
 	var done []together
 	var err error
-	for ctx.Err() == nil && (len(done) == 0 || time.Now().Add(c.closing()).Before(c.end)) {
+	for ctx.Err() == nil && (len(done) < c.least || time.Now().Add(c.closing()).Before(c.end)) {
 		combo := c.chooser.next()
 		if combo == nil {
 			break

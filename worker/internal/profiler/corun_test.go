@@ -81,6 +81,33 @@ func TestSessionMeasuresWhatNeighboursCost(t *testing.T) {
 	})
 }
 
+func TestSessionRunsEveryModelHoweverLittleTimeThereIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, said := newRig(t, roof), &notes{}
+		s := sessionOf(r, said)
+		s.Budget = time.Millisecond
+		var models []model.Model
+		for i := range 5 {
+			models = append(models, rigModelOf(fmt.Sprint("m", i), 32))
+		}
+		runs, err := s.Run(t.Context(), models, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		selves, neighbours := map[string]bool{}, map[string]bool{}
+		for _, m := range runs {
+			selves[m.Self.Model] = true
+			neighbours[m.Others[0].Model] = true
+		}
+		if len(selves) != 5 || len(neighbours) != 5 {
+			t.Errorf("%d models suffered, %d caused: expected all 5", len(selves), len(neighbours))
+		}
+		if !strings.Contains(said.String(), "no time for the splits") {
+			t.Errorf("said %s", said)
+		}
+	})
+}
+
 func TestSessionGoesOnWithoutWhatCannotRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, said := newRig(t, roof), &notes{}
