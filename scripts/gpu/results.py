@@ -25,7 +25,7 @@ Measured on real GPUs with `scripts/gpu/evaluate.sh`, and written from [the JSON
 The rules of the experiments: Poisson load on the whole system on one GPU and one host, clients included;
 fp16; a model's SLO is twice the latency of a batch of 32 alone on the whole GPU, and never under 5 ms;
 the goodput of a mix is the rate of samples answered within their SLO at the highest rate tried at which
-at most 1 % of all requests missed theirs and none was lost.
+at most 1 % of all samples missed theirs and no request was lost.
 """
 Json = Dict[str, Any]
 

@@ -224,6 +224,15 @@ func TestRatesAreJudged(t *testing.T) {
 	}
 }
 
+// TestASampleCountsAsARequest: where requests of one model carry several samples, the mix stays the mix.
+func TestASampleCountsAsARequest(t *testing.T) {
+	r := loadReport{Models: map[string]loadFigures{"a": {Sent: 100, Violations: 0}, "b": {Sent: 100, Violations: 9}}, Total: loadFigures{Sent: 200, Violations: 9}}
+	var got try
+	if got.judge(r, map[string]int{"a": 9, "b": 1}); got.Violations != 0.009 || !got.Good || got.WorstModel != "b" {
+		t.Errorf("%+v: expected 9 of 1000 samples", got)
+	}
+}
+
 func TestWhatMattersMostIsMeasuredFirst(t *testing.T) {
 	var order []string
 	for _, group := range rounds(arms) {

@@ -83,8 +83,8 @@ func newGoodputCommand() *cobra.Command {
 	return experiment(&cobra.Command{
 		Use:   "goodput",
 		Short: "Find the highest goodput of every arm on every mix",
-		Long: `For every mix and arm, the highest rate of Poisson load at which at most 1 % of the requests miss their
-SLO and none is lost. Each rate gets a plan of its own, made for it by the arm's algorithm with the
+		Long: `For every mix and arm, the highest rate of Poisson load at which at most 1 % of the samples miss their
+SLO and no request is lost. Each rate gets a plan of its own, made for it by the arm's algorithm with the
 margin that planner run adds, and published with planner apply; beyond what the algorithm can carry,
 the plan is that of the most it can. The programs stay up between rates; only the plan changes.`,
 		Example: `  evaluate goodput --device cuda:0 --mixes "game scen1" --budget 4m
@@ -118,7 +118,7 @@ type try struct {
 	Rate        float64             `json:"rate_rps"`
 	Good        bool                `json:"good"`
 	Why         string              `json:"why"`
-	Violations  float64             `json:"violations"` // share of all requests
+	Violations  float64             `json:"violations"` // share of all samples, as if each had been a request
 	Goodput     float64             `json:"goodput_rps"`
 	WorstModel  string              `json:"worst_model"`
 	Worst       float64             `json:"worst_violations"`
@@ -428,8 +428,9 @@ const allowed = 0.01
 
 // judge fills in what came of the load.
 func (t *try) judge(r loadReport, samples map[string]int) {
-	t.Violations, t.Models = r.Total.missed(), map[string]tryModel{}
+	t.Models = map[string]tryModel{}
 	t.WorstModel, t.Worst = r.worst()
+	sent, missed := 0.0, 0.0 // samples
 	for name, f := range r.Models {
 		n := float64(max(1, samples[name]))
 		m := tryModel{Rate: f.RateRPS * n, Requests: f.Sent, Violations: f.missed(), P50Ms: f.P50Ms, P99Ms: f.P99Ms}
@@ -438,9 +439,12 @@ func (t *try) judge(r loadReport, samples map[string]int) {
 		}
 		t.Models[name] = m
 		t.Goodput += f.GoodputRPS * n
+		sent += float64(f.Sent) * n
+		missed += float64(f.Violations) * n
 	}
+	t.Violations = missed / max(1, sent)
 	t.Good = t.Violations <= allowed && r.Total.Lost == 0 && r.Total.Sent > 0
-	t.Why = fmt.Sprintf("%.2f%% of %d requests missed their SLO, %s %.2f%%", 100*t.Violations, r.Total.Sent, t.WorstModel, 100*t.Worst)
+	t.Why = fmt.Sprintf("%.2f%% of %.0f samples missed their SLO, %s %.2f%%", 100*t.Violations, sent, t.WorstModel, 100*t.Worst)
 	if r.Total.Lost > 0 {
 		t.Why += fmt.Sprintf("; %d were lost", r.Total.Lost)
 	}
