@@ -89,8 +89,13 @@ func TestSaysWhenAProfileIsOfAnotherPrecision(t *testing.T) {
 		served, measured string
 		told             bool
 	}{
-		{"stored", "fp32", false}, {"", "", false}, {"fp16", "fp16", false}, {"fp16", "", false},
-		{"stored", "fp16", true}, {"fp16", "fp32", true}, {"fp32", "bf16", true},
+		{"stored", "fp32", false},
+		{"", "", false},
+		{"fp16", "fp16", false},
+		{"fp16", "", false},
+		{"stored", "fp16", true},
+		{"fp16", "fp32", true},
+		{"fp32", "bf16", true},
 	} {
 		f := newFleet(t, "gpulet")
 		f.host("h", 1)
