@@ -126,8 +126,11 @@ func TestBatchesFitTheSLO(t *testing.T) {
 		slowdown    float64
 		slo         time.Duration
 	}{
-		{100, 8, 1, 16 * time.Millisecond}, {100, 4, 1, 15 * time.Millisecond}, {50, 4, 1, 16 * time.Millisecond},
-		{100, 4, 1.3, 16 * time.Millisecond}, {100, 1, 1, time.Microsecond},
+		{100, 8, 1, 16 * time.Millisecond},
+		{100, 4, 1, 15 * time.Millisecond},
+		{50, 4, 1, 16 * time.Millisecond},
+		{100, 4, 1.3, 16 * time.Millisecond},
+		{100, 1, 1, time.Microsecond},
 	} {
 		if got, _ := largestBatch(p, c.share, c.slowdown, c.slo); got != c.want {
 			t.Errorf("share %d, slowdown %v, SLO %v: batch %d: expected %d", c.share, c.slowdown, c.slo, got, c.want)
