@@ -2,8 +2,9 @@
 // library with dlopen and calls through its table of functions.
 //
 // It is the only package with cgo. Building it needs a C compiler and engine.h, but neither
-// LibTorch nor the library itself. It knows bytes, shapes and handles; what a model is called and
-// what its inputs should look like is the business of package engine.
+// LibTorch nor the library itself. engine.h is a link in this folder, because Go builds a package
+// again only when a file of its own folder changes. It knows bytes, shapes and handles; what a model
+// is called and what its inputs should look like is the business of package engine.
 //
 // Memory: the Go memory of inputs is pinned for the length of a call, or until a staged batch is
 // freed, and never copied by Go. Outputs are the engine's memory until Result.Free. A closed handle
@@ -11,7 +12,6 @@
 package cabi
 
 /*
-#cgo CFLAGS: -I${SRCDIR}/../../../engine/include
 #cgo LDFLAGS: -ldl
 #include <dlfcn.h>
 #include <stddef.h>
