@@ -67,7 +67,7 @@ func judgeCoruns(set *profile.Set, dir, gpuType, file string) (judged, error) {
 }
 
 func load(r profile.Running) problem.Load {
-	return problem.Load{Model: r.Model, Share: r.Share, Batch: r.Batch}
+	return problem.Load(r)
 }
 
 // loads makes each of the others a neighbour of its own.

@@ -10,8 +10,8 @@
 #   GPULET_PROFILES profiles (default profiles)
 #   PYTHON          a Python with torch, torchvision and msgpack (default python3); what it lacks may be
 #                   in PYTHONPATH
-# Programs are taken from bin/ or, where that is missing, from build/gpu-kit.tar.gz, which make gpu-kit
-# packs on a machine that has Go.
+# Programs are taken from bin/ or, where that is older or missing, from build/gpu-kit.tar.gz, which
+# make gpu-kit packs on a machine that has Go.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -21,7 +21,7 @@ python=${PYTHON:-python3}
 nine=(vgg16 bert densenet161 resnet50 googlenet mobilenet_v2 mnasnet1_0 ssd-mobilenetv1 lenet) # the slowest first
 die() { echo "prepare: $*" >&2; exit 1; }
 
-if [[ ! -x bin/evaluate && -f build/gpu-kit.tar.gz ]]; then
+if [[ build/gpu-kit.tar.gz -nt bin/evaluate ]]; then
   tar -xzf build/gpu-kit.tar.gz
 fi
 for program in frontend planner worker loadgen evaluate; do

@@ -188,7 +188,7 @@ func splits(ctx context.Context, cfg *splitsConfig, r *splitsResult) error {
 			}
 			row := splitRow{Model: name, SLOMs: slo.Seconds() * 1000, Gpulets: n, Share: 100 / n}
 			row.Batch, _ = bestBatch(p, row.Share, slo)
-			runs := slices.Repeat([]execRun{{Model: name, Share: row.Share, Batch: row.Batch}}, n)
+			runs := slices.Repeat([]execRun{{Model: name, Share: row.Share, Batch: row.Batch, layout: p.Layout}}, n)
 			results, err := b.together(ctx, runs, cfg.Span)
 			if err != nil {
 				return err

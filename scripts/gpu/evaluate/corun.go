@@ -118,7 +118,7 @@ func combinations(set *profile.Set, gpuType string, models []string) (list [][]e
 					name := models[next%len(models)]
 					next++
 					if p, _ := set.Get(gpuType, name); median(p, share, batch) > 0 {
-						runs = append(runs, execRun{Model: name, Share: share, Batch: batch})
+						runs = append(runs, execRun{Model: name, Share: share, Batch: batch, layout: p.Layout})
 						break
 					}
 				}

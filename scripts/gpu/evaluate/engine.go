@@ -42,14 +42,16 @@ func startBench(ctx context.Context, cfg *config) (b *bench, stop func(), err er
 	if err != nil {
 		return nil, nil, err
 	}
-	// worker exec adopts the daemon that it finds there.
-	b.env = []string{"CUDA_MPS_PIPE_DIRECTORY=" + filepath.Join(dir, "pipe"), "CUDA_MPS_LOG_DIRECTORY=" + filepath.Join(dir, "log")}
+	b.env = []string{
+		"CUDA_VISIBLE_DEVICES=" + strings.TrimSpace(string(uuid)),
+		"CUDA_MPS_PIPE_DIRECTORY=" + filepath.Join(dir, "pipe"), "CUDA_MPS_LOG_DIRECTORY=" + filepath.Join(dir, "log"),
+	}
 	for _, name := range []string{"pipe", "log"} {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
 			return nil, nil, err
 		}
 	}
-	if err := b.daemon(ctx, strings.TrimSpace(string(uuid))); err != nil {
+	if err := b.daemon(ctx); err != nil {
 		return nil, nil, err
 	}
 	return b, func() {
@@ -63,9 +65,9 @@ func startBench(ctx context.Context, cfg *config) (b *bench, stop func(), err er
 }
 
 // daemon starts the MPS daemon, which goes on in the background.
-func (b *bench) daemon(ctx context.Context, uuid string) error {
+func (b *bench) daemon(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, "nvidia-cuda-mps-control", "-d")
-	cmd.Env = append(append(os.Environ(), b.env...), "CUDA_VISIBLE_DEVICES="+uuid)
+	cmd.Env = append(os.Environ(), b.env...)
 	// It inherits no pipe of this program, which would wait for its end, and no signal of a terminal.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Run(); err != nil {
@@ -79,7 +81,9 @@ type execRun struct {
 	Model string `json:"model"`
 	Share int    `json:"share"`
 	Batch int    `json:"batch"`
-	eager bool
+	// layout is that of the model's profile.
+	layout string
+	eager  bool
 }
 
 // execResult is what worker exec --json says of it.
@@ -98,15 +102,27 @@ func (b *bench) args(r execRun, count int) []string {
 		"exec", r.Model, strconv.Itoa(count), strconv.Itoa(r.Batch), "0", strconv.Itoa(r.Share),
 		"--models", b.cfg.Models, "--device", b.cfg.Device, "--engine-lib", b.cfg.EngineLib, "--json",
 	}
+	if r.layout != "" {
+		args = append(args, "--layout", r.layout)
+	}
 	if r.eager {
 		args = append(args, "--eager")
 	}
 	return args
 }
 
+// client is the environment of a process with a share. worker exec takes itself for a client of the daemon
+// where it finds it, and starts none of its own.
+func (b *bench) client(share int) []string {
+	if len(b.env) == 0 {
+		return nil
+	}
+	return append(slices.Clone(b.env), "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE="+strconv.Itoa(share))
+}
+
 // run runs count batches alone.
 func (b *bench) run(ctx context.Context, r execRun, count int) (res execResult, err error) {
-	out, _, err := output(ctx, b.env, b.cfg.program("worker"), b.args(r, count)...)
+	out, _, err := output(ctx, b.client(r.Share), b.cfg.program("worker"), b.args(r, count)...)
 	if err != nil {
 		return res, err
 	}
@@ -164,7 +180,7 @@ type running struct {
 
 func (b *bench) start(ctx context.Context, r execRun) (*running, error) {
 	p := &running{cmd: exec.CommandContext(ctx, b.cfg.program("worker"), b.args(r, longRun)...), ready: make(chan struct{}), done: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), b.env...)
+	p.cmd.Env = append(os.Environ(), b.client(r.Share)...)
 	p.cmd.Stdout = &p.out
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {

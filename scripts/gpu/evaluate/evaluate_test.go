@@ -459,16 +459,20 @@ func TestThePageIsWhatTheResultsMakeOfIt(t *testing.T) {
 	}
 }
 
-// TestSLOsFollowTheProfiles runs scripts/gpu/slos.py on a repository of three models.
+// TestSLOsFollowTheProfiles runs scripts/gpu/slos.py on a repository.
 func TestSLOsFollowTheProfiles(t *testing.T) {
 	dir := t.TempDir()
-	for name, ms := range map[string]float64{"slow": 12.5, "fast": 0.1} {
-		p := &profile.Profile{Model: name, GPUType: "g", Points: []profile.Point{{Share: 100, Batch: 32, P50Ms: ms}}}
+	for name, points := range map[string][]profile.Point{
+		"slow":    {{Share: 50, Batch: 32, P50Ms: 99}, {Share: 100, Batch: 32, P50Ms: 12.5}},
+		"fast":    {{Share: 100, Batch: 32, P50Ms: 0.1}},
+		"between": {{Share: 100, Batch: 16, P50Ms: 10}, {Share: 100, Batch: 64, P50Ms: 40}},
+	} {
+		p := &profile.Profile{Model: name, GPUType: "g", Points: points}
 		if err := profile.Save(filepath.Join(dir, "profiles"), p); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"slow", "fast", "unknown"} {
+	for _, name := range []string{"slow", "fast", "between", "unknown"} {
 		file := filepath.Join(dir, "models", name, "model.yaml")
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
@@ -481,7 +485,7 @@ func TestSLOsFollowTheProfiles(t *testing.T) {
 	if _, _, err := output(t.Context(), nil, "python3", "../slos.py", filepath.Join(dir, "profiles", "g"), filepath.Join(dir, "models")); err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]time.Duration{"slow": 25 * time.Millisecond, "fast": 5 * time.Millisecond, "unknown": 77 * time.Millisecond} {
+	for name, want := range map[string]time.Duration{"slow": 25 * time.Millisecond, "fast": 5 * time.Millisecond, "between": 40 * time.Millisecond, "unknown": 77 * time.Millisecond} {
 		if got, err := sloOf(filepath.Join(dir, "models"), name); err != nil || got != want {
 			t.Errorf("%s: SLO %v, %v: expected %v", name, got, err, want)
 		}

@@ -220,7 +220,7 @@ func (s *site) equalShares(models []string, fraction float64) (plan.Plan, map[st
 		}
 		ms *= assumedSlowdown
 		rates[name] = fraction * float64(batch) * 1000 / ms
-		p.Gpulets = append(p.Gpulets, plan.Gpulet{Share: share, Models: []plan.Assignment{{Model: name, Batch: batch, RateRPS: rates[name], ExecMs: ms, DutyMs: ms}}})
+		p.Gpulets = append(p.Gpulets, plan.Gpulet{Share: share, Models: []plan.Assignment{{Model: name, Batch: batch, RateRPS: rates[name], ExecMs: ms, DutyMs: ms, Layout: prof.Layout}}})
 	}
 	return p, rates, nil
 }

@@ -150,7 +150,7 @@ func sideBySide(set *profile.Set, gpuType string, slos map[string]time.Duration,
 			return plan.Plan{}, fmt.Errorf("no profile of %s on %s", name, gpuType)
 		}
 		batch, ms := largestBatch(prof, 100, 1, slos[name])
-		models = append(models, plan.Assignment{Model: name, Batch: batch, RateRPS: rates[name], ExecMs: ms, DutyMs: ms})
+		models = append(models, plan.Assignment{Model: name, Batch: batch, RateRPS: rates[name], ExecMs: ms, DutyMs: ms, Layout: prof.Layout})
 	}
 	if !apart {
 		return plan.Plan{GPUsUsed: 1, Gpulets: []plan.Gpulet{{GPUType: gpuType, Share: 100, Models: models}}}, nil

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/shared/profile"
 	"github.com/gpulet/gpulet/shared/wire"
 )
 
@@ -106,7 +107,12 @@ func (p *probe) start(ctx context.Context, name string, share int) (startTime, e
 	}
 	p.forget()
 	before := s.worker.count()
-	one := plan.Plan{GPUsUsed: 1, Gpulets: []plan.Gpulet{{Share: share, Models: []plan.Assignment{{Model: name, Batch: m.MaxBatch, RateRPS: 1, ExecMs: 1, DutyMs: 1}}}}}
+	serves := plan.Assignment{Model: name, Batch: m.MaxBatch, RateRPS: 1, ExecMs: 1, DutyMs: 1}
+	set, _ := profile.LoadDir(s.profiles)
+	if prof, ok := set.Get(s.device.GPUType, name); ok {
+		serves.Layout = prof.Layout
+	}
+	one := plan.Plan{GPUsUsed: 1, Gpulets: []plan.Gpulet{{Share: share, Models: []plan.Assignment{serves}}}}
 	begin, err := s.publish(ctx, one)
 	if err != nil {
 		return t, err
