@@ -278,9 +278,8 @@ void gle_model::info(gle_model_info* info) {
   const std::lock_guard<std::mutex> lock(mu_);
   info->weight_bytes = static_cast<uint64_t>(archive_->weight_bytes());
   // LibTorch takes device memory in large blocks: a small model may fit what others left free.
-  const int64_t used = device_.is_cuda()
-                           ? std::max(device_bytes_, archive_->weight_bytes())
-                           : archive_->weight_bytes() + gatherer_.buffer_bytes();
+  const int64_t used = device_.is_cuda() ? std::max(device_bytes_, archive_->weight_bytes())
+                                         : archive_->weight_bytes() + gatherer_.buffer_bytes();
   info->device_bytes = static_cast<uint64_t>(used > 0 ? used : 0);
   info->copies_inputs = archive_->writes_inputs();
   const std::lock_guard<std::mutex> prepared(prepared_mu_);
