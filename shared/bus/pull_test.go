@@ -77,6 +77,19 @@ func bodies(list []*bus.Msg) []byte {
 	return b
 }
 
+// pending waits until the queue's consumer has counted n messages, which it does a moment after they
+// were stored.
+func (s system) pending(t testing.TB, model string, n uint64) {
+	t.Helper()
+	eventually(t, func() error {
+		lag, err := s.planner.Lag(t.Context(), model)
+		if err == nil && lag.Pending != n {
+			err = fmt.Errorf("%d are pending, expected %d", lag.Pending, n)
+		}
+		return err
+	})
+}
+
 // parked waits until n pulls are parked on a model's queue.
 func (s system) parked(t testing.TB, model string, n int) {
 	t.Helper()
@@ -93,6 +106,7 @@ func TestIdlePullTakesTheBacklogAtOnce(t *testing.T) {
 	s := newSystem(t)
 	s.queue(t, queueOf("m"))
 	publish(t, s.connect(t, bus.RoleClient), "m", 3)
+	s.pending(t, "m", 3)
 	f := newFetcher(t, s.connect(t, bus.RoleWorker), "m", 1)
 	f.pull(t, 8, true, time.Minute)
 	got := f.batch(t)
@@ -125,6 +139,7 @@ func TestPullEndsWhenItHasWhatItAskedFor(t *testing.T) {
 	s := newSystem(t)
 	s.queue(t, queueOf("m"))
 	publish(t, s.connect(t, bus.RoleClient), "m", 5)
+	s.pending(t, "m", 5)
 	f := newFetcher(t, s.connect(t, bus.RoleWorker), "m", 1)
 	f.pull(t, 2, true, time.Minute)
 	f.batch(t)
@@ -210,6 +225,8 @@ func TestPullersShareAChannel(t *testing.T) {
 	w, c := s.connect(t, bus.RoleWorker), s.connect(t, bus.RoleClient)
 	publish(t, c, "a", 2)
 	publish(t, c, "b", 3)
+	s.pending(t, "a", 2)
+	s.pending(t, "b", 3)
 	events := make(chan bus.PullEvent)
 	for _, m := range []string{"a", "b"} {
 		p, err := w.NewPuller(m, bus.PullerOptions{Events: events})

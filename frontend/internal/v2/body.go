@@ -26,7 +26,7 @@ const bodyTimeout = time.Minute
 // sending sees a broken connection in place of the answer.
 const (
 	drainBytes   = 64 << 20
-	drainTimeout = 2 * time.Second
+	drainTimeout = 5 * time.Second
 )
 
 // keepBuffer is the largest buffer, in bytes, that is kept for the next request.

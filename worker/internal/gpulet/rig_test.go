@@ -129,7 +129,8 @@ func (r *rig) ensure(mdl string) {
 func (r *rig) waitEmpty(mdl string) {
 	r.t.Helper()
 	r.unstored.Wait()
-	r.waitLag(mdl, func(l bus.Lag) bool { return l.Pending == 0 && l.AckPending == 0 })
+	// The server counts for a consumer a moment after it has stored; what is stored is counted at once.
+	r.waitLag(mdl, func(l bus.Lag) bool { return l.Pending == 0 && l.AckPending == 0 && l.Bytes == 0 })
 }
 
 // waitLag asks for a queue's state until it satisfies ok.
