@@ -41,6 +41,7 @@ type rig struct {
 type busy struct {
 	model string
 	share int
+	until time.Time
 }
 
 func newRig(t *testing.T, latency func(name string, share, batch int) time.Duration) *rig {
@@ -131,9 +132,8 @@ func (e *rigEngine) Load(ctx context.Context, spec engine.Spec) (engine.Model, e
 		},
 		MemBytes: func(string) int64 { return int64(10+most) << 20 },
 		Sleep: func(d time.Duration) {
-			r.run(e.id, &busy{name, e.share})
+			r.run(e.id, busy{name, e.share, time.Now().Add(d)})
 			time.Sleep(d)
-			r.run(e.id, nil)
 		},
 	})
 	if err != nil {
@@ -161,22 +161,20 @@ func (m *rigModel) Run(in []engine.Input) (engine.Result, error) {
 }
 
 // run notes what a process runs now.
-func (r *rig) run(id int, b *busy) {
+func (r *rig) run(id int, b busy) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if b == nil {
-		delete(r.running, id)
-	} else {
-		r.running[id] = *b
-	}
+	r.running[id] = b
 }
 
+// others are what the other processes run now. A run counts to its very end: in a bubble, the next
+// one of a loop begins at the same moment, and which goroutine comes first then is chance.
 func (r *rig) others(id int) []busy {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []busy
 	for other, b := range r.running {
-		if other != id {
+		if other != id && !time.Now().After(b.until) {
 			out = append(out, b)
 		}
 	}
