@@ -48,17 +48,22 @@ const maxAhead = 32
 // batchesAhead is how many batches of every model may be held. It is one, so that requests wait in
 // the queue and not here, unless a round of all models takes less than the way to the queue and
 // back: then the executor would have nothing to do most of the time. What is held is never more
-// than that way takes to run.
+// than that way takes to run, but for images, of which as many rounds as begin while one is fetched
+// and decoded are on their way.
 func (l *loop) batchesAhead() int {
-	round := time.Duration(0)
+	round, decoding := time.Duration(0), time.Duration(0)
 	for _, m := range l.order {
 		if m.puller != nil {
 			round += m.estimate.exec(m.batch())
+			decoding = max(decoding, m.decodeLead)
 		}
 	}
-	way := l.lead.roundTrip * 3 / 2
 	if round <= 0 {
 		return 1 // nothing is known yet
+	}
+	way := l.lead.roundTrip * 3 / 2
+	if decoding > 0 {
+		way += decoding + round - 1 // rounds up
 	}
 	return int(min(max(way/round, 1), maxAhead))
 }

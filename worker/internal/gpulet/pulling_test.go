@@ -15,6 +15,7 @@ func TestHoldsOneBatchUnlessBatchesAreShorterThanTheWay(t *testing.T) {
 		way   time.Duration
 		execs []time.Duration // of a full batch of each model
 		want  int
+		image time.Duration // of decoding one
 	}{
 		{way: ms, execs: nil, want: 1},
 		{way: ms, execs: []time.Duration{0}, want: 1}, // nothing is known
@@ -24,6 +25,9 @@ func TestHoldsOneBatchUnlessBatchesAreShorterThanTheWay(t *testing.T) {
 		{way: ms, execs: []time.Duration{ms / 2, ms / 4}, want: 2},
 		{way: ms, execs: []time.Duration{ms / 2, 20 * ms}, want: 1},
 		{way: ms, execs: []time.Duration{time.Microsecond}, want: maxAhead},
+		{way: ms, execs: []time.Duration{20 * ms}, image: 4 * ms, want: 1},
+		{way: ms, execs: []time.Duration{ms}, image: ms / 4, want: 2},
+		{way: ms, execs: []time.Duration{ms}, image: 4 * ms, want: 6},
 	} {
 		l := newLoop(Config{})
 		l.lead.roundTrip = c.way
@@ -32,7 +36,7 @@ func TestHoldsOneBatchUnlessBatchesAreShorterThanTheWay(t *testing.T) {
 				Assignment: plan.Assignment{Batch: 4},
 				Config:     model.Model{Config: model.Config{MaxBatch: 4}},
 			})
-			m.puller = &bus.Puller{}
+			m.puller, m.decodeLead = &bus.Puller{}, c.image
 			if exec > 0 {
 				m.estimate.ran(4, exec)
 			}
