@@ -147,12 +147,14 @@ def add_preprocess(config: Path, name: str, preprocess: str) -> str:
 
 
 def set_durations(config: Path, slo: Optional[str], timeout: Optional[str]) -> str:
-    """Bring the durations of a model.yaml up to date; returns what was set, for a line on what was done."""
+    """Bring the durations of a model.yaml up to date; returns what was set, for a line on what was done. A timeout
+    that was chosen for another SLO goes with it: it may be shorter than the new one."""
     text = config.read_text()
+    if slo or timeout:
+        text = re.sub(r"(?m)^timeout: .*\n", "", text)
     if slo:
         text = re.sub(r"(?m)^slo: .*$", f"slo: {slo}", text)
     if timeout:
-        text = re.sub(r"(?m)^timeout: .*\n", "", text)
         text = re.sub(r"(?m)^slo: .*$", lambda line: f"{line.group()}\ntimeout: {timeout}", text)
     replace(config, text.encode())
     return "".join(f", {key} {value}" for key, value in (("slo", slo), ("timeout", timeout)) if value)
