@@ -17,12 +17,13 @@ CC           ?= cc
 TORCH_INC    ?= -isystem /usr/include/torch/csrc/api/include
 TORCH_LIBS   ?= -ltorch_cpu -lc10
 ENGINE_CXX   := -std=c++20 -O2 -fPIC -fvisibility=hidden -Wall -Wextra
-# -DGLE_JPEG -ljpeg where libjpeg can be compiled against and linked; make JPEG= leaves it out.
+# -DGLE_JPEG -ljpeg where libjpeg can be compiled against and linked; make JPEG= leaves it out. Asked
+# whenever it is used, and not when make begins: "make test" installs libjpeg first.
 ifeq ($(origin JPEG),undefined)
-JPEG         := $(shell echo 'int main() { return jpeg_std_error(nullptr) != nullptr; }' | \
+JPEG          = $(shell echo 'int main() { return jpeg_std_error(nullptr) != nullptr; }' | \
                 $(CXX) -include cstdio -include jpeglib.h -x c++ -o /dev/null - -ljpeg 2>/dev/null && echo -DGLE_JPEG)
 endif
-JPEG_LIBS    := $(if $(strip $(JPEG)),-ljpeg)
+JPEG_LIBS     = $(if $(strip $(JPEG)),-ljpeg)
 ENGINE_C     := -std=gnu11 -O2 -fPIC -fvisibility=hidden -Wall -Wextra -Wconversion
 
 ##@ Engine
