@@ -36,7 +36,13 @@ build/lib/libgpulet_torch.so: $(ENGINE_OBJS) $(ENGINE_DIR)/exports.map
 	@mkdir -p $(@D)
 	$(CXX) $(ENGINE_LINK) -o $@ $(ENGINE_OBJS) $(TORCH_LIBS) $(JPEG_LIBS) -ldl
 
-$(ENGINE_OBJ)/%.o: $(ENGINE_DIR)/torch/%.cc
+# Objects are made again when libjpeg comes or goes.
+$(ENGINE_OBJ)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(JPEG)' | cmp -s - $@ || echo '$(JPEG)' >$@
+FORCE:
+
+$(ENGINE_OBJ)/%.o: $(ENGINE_DIR)/torch/%.cc $(ENGINE_OBJ)/flags
 	@mkdir -p $(@D)
 	@echo 'int main(){}' | $(CXX) $(TORCH_INC) -include torch/version.h -x c++ -o /dev/null - 2>/dev/null || \
 	{ echo "LibTorch is missing: apt-get install libtorch-dev libopenblas0-serial g++" >&2; exit 1; }
