@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
 	"github.com/gpulet/gpulet/shared/wire"
@@ -86,7 +87,8 @@ func starts(ctx context.Context, cfg *startConfig, r *startResult) error {
 		if err != nil {
 			return err
 		}
-		say("%s: first answer after %.2f s (process %.2f, engine %.2f, load %.2f)", t.Model, t.AnswerS, t.ProcessS, t.EngineS, t.LoadS)
+		say("%s: first answer after %.2f s (noticed %.2f, process %.2f, engine %.2f, connect %.2f, load %.2f, first %.2f)",
+			t.Model, t.AnswerS, t.NoticedS, t.ProcessS, t.EngineS, t.ConnectS, t.LoadS, t.FirstS)
 		r.Starts = append(r.Starts, t)
 		all = append(all, t.AnswerS)
 	}
@@ -127,14 +129,15 @@ func (p *probe) start(ctx context.Context, name string, share int) (startTime, e
 	return t, t.stages(events, id, begin, answer.at)
 }
 
-// firstAnswer sends a request every few milliseconds until gpu-let id has answered one.
+// firstAnswer sends a request every few milliseconds until gpu-let id has answered one. So few that
+// those that wait for it hardly delay the answer.
 func (p *probe) firstAnswer(ctx context.Context, name string, body []byte, timeout time.Duration, id string) (reply, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, 60*time.Second, fmt.Errorf("waited 60s for an answer of %s", id))
 	defer cancel()
-	again := time.NewTicker(5 * time.Millisecond)
+	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	for {
-		if _, err := p.send(ctx, name, body, timeout); err != nil {
+		if _, err := p.send(ctx, name, body, timeout); err != nil && !errors.Is(err, bus.ErrOverloaded) {
 			return reply{}, err
 		}
 		select {

@@ -250,13 +250,33 @@ Stream::~Stream() = default;
 Stream::Scope::~Scope() = default;
 Event::~Event() = default;
 
+namespace {
+
+// One stream of a kind per device, as long as the process lives.
+class LastingStreams {
+ public:
+  Stream& of(at::Device device) {
+    const std::lock_guard<std::mutex> lock(mu_);
+    auto& stream = streams_[device.index()];
+    if (!stream) stream = std::make_unique<Stream>(device);
+    return *stream;
+  }
+
+ private:
+  std::mutex mu_;  // guards streams_
+  std::map<int, std::unique_ptr<Stream>> streams_;
+};
+
+}  // namespace
+
 Stream& copy_stream(at::Device device) {
-  static std::mutex mu;
-  static auto* const streams = new std::map<int, std::unique_ptr<Stream>>;  // by device index
-  const std::lock_guard<std::mutex> lock(mu);
-  auto& stream = (*streams)[device.index()];
-  if (!stream) stream = std::make_unique<Stream>(device);
-  return *stream;
+  static auto* const streams = new LastingStreams;  // never destroyed: CUDA may be gone before it
+  return streams->of(device);
+}
+
+Stream& warm_up_stream(at::Device device) {
+  static auto* const streams = new LastingStreams;
+  return streams->of(device);
 }
 
 }  // namespace gle

@@ -70,6 +70,10 @@ class Stream {
 // copies in this direction, and few hardware queues for streams. It lives as long as the process.
 Stream& copy_stream(at::Device device);
 
+// The stream on which batches run for the first time, beside others of their model. No graph is
+// captured on it: cuBLAS keeps a workspace for every stream, which a captured graph goes on using.
+Stream& warm_up_stream(at::Device device);
+
 // A point in the work of a stream; nothing on a CPU.
 class Event {
  public:

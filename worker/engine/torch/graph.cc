@@ -28,9 +28,6 @@ struct Graph::Cuda {
 
 namespace {
 
-// Runs until nothing is made lazily any more: library handles, autotuning, allocator blocks.
-constexpr int kWarmUps = 3;
-
 // Sees whether the body can be captured at all, with a capture of our own that is thrown away.
 // After one of LibTorch's that failed, its allocator believes for good that it is capturing, and
 // never again gives memory back. The warm-up has left blocks for everything that the body needs.
@@ -78,10 +75,13 @@ void abandon(at::cuda::CUDAGraph& graph) noexcept {
 
 Graph::Graph(GraphPool& pool, Stream& stream, std::vector<at::Tensor> inputs, const Body& body)
     : cuda_(std::make_unique<Cuda>()), inputs_(std::move(inputs)) {
-  for (int i = 0; i < kWarmUps; i++) body(inputs_);
-  stream.synchronize();
+  if (!pool.rehearsed_) {
+    body(inputs_);  // makes what is made once for a stream: library handles, workspaces
+    stream.synchronize();
+  }
   const CaptureScope capturing;
-  rehearse(body, inputs_);
+  if (!pool.rehearsed_) rehearse(body, inputs_);
+  pool.rehearsed_ = true;
   try {
     begin(cuda_->graph, pool.cuda_->handle);
     outputs_ = body(inputs_);
@@ -93,8 +93,7 @@ Graph::Graph(GraphPool& pool, Stream& stream, std::vector<at::Tensor> inputs, co
   }
 }
 
-const NamedTensors& Graph::replay(const std::vector<at::Tensor>& inputs) {
-  for (size_t i = 0; i < inputs_.size(); i++) inputs_[i].copy_(inputs[i], /*non_blocking=*/true);
+const NamedTensors& Graph::replay() {
   cuda_->graph.replay();
   return outputs_;
 }
@@ -110,7 +109,7 @@ Graph::Graph(GraphPool&, Stream&, std::vector<at::Tensor>, const Body&) {
   throw Error(GLE_EUNSUPPORTED, "this engine was built without CUDA");
 }
 
-const NamedTensors& Graph::replay(const std::vector<at::Tensor>&) {
+const NamedTensors& Graph::replay() {
   return outputs_;
 }
 

@@ -26,22 +26,29 @@ class GraphPool {
   friend class Graph;
   struct Cuda;
   std::unique_ptr<Cuda> cuda_;
+  bool rehearsed_ = false;  // a model that can be captured in one size can be in others
 };
 
 class Graph {
  public:
   using Body = std::function<NamedTensors(const std::vector<at::Tensor>&)>;
 
-  // Captures body on the current stream; `inputs` become the graph's own, which replay fills.
-  // Throws Error(GLE_EUNSUPPORTED) when the body cannot be captured.
+  // Captures body on the current stream; `inputs` become the graph's own. Bodies have run before
+  // with inputs of these shapes, on whatever stream: kernels are chosen, and loaded. Throws
+  // Error(GLE_EUNSUPPORTED) when the body cannot be captured.
   Graph(GraphPool& pool, Stream& stream, std::vector<at::Tensor> inputs, const Body& body);
   ~Graph();
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
 
-  // Copies the inputs in, from the host or the device, and launches. The outputs are overwritten by
-  // the next replay, and are there once the stream has been synchronised.
-  const NamedTensors& replay(const std::vector<at::Tensor>& inputs);
+  // What the body reads: filled on the stream before replay.
+  const std::vector<at::Tensor>& inputs() const {
+    return inputs_;
+  }
+
+  // Launches. The outputs are overwritten by the next replay, and are there once the stream has
+  // been synchronised.
+  const NamedTensors& replay();
 
  private:
   struct Cuda;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <sstream>
 
 #include "dtypes.h"
 #include "errors.h"
@@ -87,6 +88,17 @@ std::string kind_of(const gle_input* inputs, int32_t n_inputs) {
   return kind;
 }
 
+// What two captures of the same graph have in common.
+std::string shapes_of(const std::vector<at::Tensor>& tensors) {
+  std::ostringstream out;
+  for (const auto& t : tensors) out << t.scalar_type() << t.sizes() << ";";
+  return out.str();
+}
+
+void fill(const std::vector<at::Tensor>& to, const std::vector<at::Tensor>& from) {
+  for (size_t i = 0; i < to.size(); i++) to[i].copy_(from[i], /*non_blocking=*/true);
+}
+
 }  // namespace
 }  // namespace gle
 
@@ -126,24 +138,24 @@ gle_model::Choice gle_model::choose(const gle_input* inputs, int32_t n_inputs) c
   const auto kind = prepared_.find(c.kind);
   if (kind == prepared_.end()) return c;
   for (auto it = kind->second.lower_bound(c.samples); it != kind->second.end(); ++it) {
-    if (!it->second && !pad_always_) continue;
+    if (!it->second.model && !pad_always_) continue;
     c.padded = it->first;
     return c;
   }
   return c;
 }
 
-gle::Graph* gle_model::graph_of(const Choice& c) const {
+const gle_model::Batch* gle_model::captured(const Choice& c) const {
   const std::lock_guard<std::mutex> lock(prepared_mu_);
   const auto kind = prepared_.find(c.kind);
   if (kind == prepared_.end()) return nullptr;
   const auto batch = kind->second.find(c.padded);
-  return batch == kind->second.end() ? nullptr : batch->second.get();
+  return batch == kind->second.end() || !batch->second.model ? nullptr : &batch->second;
 }
 
-void gle_model::keep(const Choice& c, std::unique_ptr<gle::Graph> graph) {
+void gle_model::keep(const Choice& c, Batch batch) {
   const std::lock_guard<std::mutex> lock(prepared_mu_);
-  prepared_[c.kind][c.padded] = std::move(graph);
+  prepared_[c.kind][c.padded] = std::move(batch);
 }
 
 std::vector<at::Tensor> gle_model::gather(const gle_input* inputs, int32_t n_inputs,
@@ -162,46 +174,101 @@ std::vector<at::Tensor> gle_model::to_device(const std::vector<at::Tensor>& tens
   return on_device;
 }
 
-gle::NamedTensors gle_model::forward(const std::vector<at::Tensor>& on_device) {
-  std::vector<at::Tensor> prepared;
+std::vector<at::Tensor> gle_model::convert(const std::vector<at::Tensor>& on_device) const {
+  std::vector<at::Tensor> converted;
   for (size_t i = 0; i < on_device.size(); i++) {
-    prepared.push_back(preparers_[std::min(i, preparers_.size() - 1)](on_device[i]));
+    converted.push_back(preparers_[std::min(i, preparers_.size() - 1)](on_device[i]));
   }
-  return archive_->forward(prepared);
+  return converted;
+}
+
+gle::NamedTensors gle_model::forward(const std::vector<at::Tensor>& on_device) {
+  return archive_->forward(convert(on_device));
 }
 
 void gle_model::prepare(const gle_input* inputs, int32_t n_inputs) {
-  const std::lock_guard<std::mutex> lock(mu_);
-  const Entered entered(stream_);
-  const int64_t before = gle::reserved_bytes(device_);
   Choice exact;
   exact.samples = exact.padded = gle::samples_of(inputs, n_inputs);
   if (exact.samples < 1) throw Error(GLE_EINVAL, "prepare: inputs without a batch dimension");
   exact.kind = gle::kind_of(inputs, n_inputs);
-  const auto host = gather(inputs, n_inputs, exact);
-  forward(to_device(host));
-  stream_.synchronize();
-  std::unique_ptr<gle::Graph> graph;
+  const int64_t before = gle::reserved_bytes(device_);
+  // A GPU runs this beside other batches; on a CPU it would only take their cores.
+  std::unique_lock<std::mutex> lock(mu_, std::defer_lock);
+  if (!device_.is_cuda()) lock.lock();
+  warm_up(inputs, n_inputs);
+  if (device_.is_cuda()) lock.lock();
+
+  const Entered entered(stream_);
+  Batch batch;
   std::exception_ptr uncapturable;
   if (device_.is_cuda()) {
     // Both slots get buffers of this size now: page-locking memory takes milliseconds.
     const auto running = stage_as(exact, inputs, n_inputs);
     const auto next = stage_as(exact, inputs, n_inputs);
+  }
+  if (device_.is_cuda() && !eager_) {
     try {
-      if (!eager_) graph = capture(host);
+      batch = capture(to_device(gather(inputs, n_inputs, exact)));
     } catch (const Error& e) {
       if (e.status != GLE_EUNSUPPORTED) throw;
       uncapturable = std::current_exception();
     }
   }
-  keep(exact, std::move(graph));
+  keep(exact, std::move(batch));
   device_bytes_ += gle::reserved_bytes(device_) - before;
   if (uncapturable) std::rethrow_exception(uncapturable);
 }
 
-std::unique_ptr<gle::Graph> gle_model::capture(const std::vector<at::Tensor>& host) {
-  const auto body = [this](const std::vector<at::Tensor>& in) { return forward(in); };
-  return std::make_unique<gle::Graph>(pool_, stream_, to_device(host), body);
+// Runs a batch for the first time, when kernels are chosen and may be compiled, which has taken up
+// to 2 s. Runs need not wait for it.
+void gle_model::warm_up(const gle_input* inputs, int32_t n_inputs) {
+  static std::mutex one_at_a_time;  // the stream is the same for all
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  gle::Stream& stream = gle::warm_up_stream(device_);
+  const Entered entered(stream);
+  gle::Gatherer gatherer(/*pinned=*/false, archive_->writes_inputs());
+  std::vector<at::Tensor> host;
+  for (int i = 0; i < n_inputs; i++) {
+    host.push_back(gatherer.gather(inputs[i], i, inputs[i].n_dims > 0 ? inputs[i].shape[0] : 0));
+  }
+  forward(to_device(host));
+  stream.synchronize();
+}
+
+gle_model::Batch gle_model::capture(const std::vector<at::Tensor>& on_device) {
+  Batch batch;
+  const auto converted = convert(on_device);
+  const auto shapes = gle::shapes_of(converted);
+  if (const auto known = graphs_.find(shapes); known != graphs_.end()) {
+    batch.model = known->second;
+  } else {
+    const auto body = [this](const std::vector<at::Tensor>& in) { return archive_->forward(in); };
+    batch.model = std::make_shared<gle::Graph>(pool_, stream_, converted, body);
+    graphs_[shapes] = batch.model;
+  }
+  if (std::equal(on_device.begin(), on_device.end(), converted.begin(),
+                 [](const at::Tensor& a, const at::Tensor& b) { return a.is_same(b); })) {
+    return batch;
+  }
+  const auto body = [&](const std::vector<at::Tensor>& in) {
+    gle::fill(batch.model->inputs(), convert(in));
+    return gle::NamedTensors();
+  };
+  body(on_device);
+  batch.conversion = std::make_unique<gle::Graph>(pool_, stream_, on_device, body);
+  return batch;
+}
+
+// Inputs may lie on the host or on the device.
+const gle::NamedTensors& gle_model::replay(const Batch& batch,
+                                           const std::vector<at::Tensor>& inputs) {
+  if (batch.conversion) {
+    gle::fill(batch.conversion->inputs(), inputs);
+    batch.conversion->replay();
+  } else {
+    gle::fill(batch.model->inputs(), inputs);
+  }
+  return batch.model->replay();
 }
 
 std::unique_ptr<gle::Result> gle_model::run(const gle_input* inputs, int32_t n_inputs) {
@@ -253,8 +320,8 @@ std::unique_ptr<gle::Result> gle_model::execute(const Choice& choice,
   gle_timing timing{};
   timing.gather_ns = gather_ns;
   try {
-    gle::Graph* const graph = graph_of(choice);
-    const auto outputs = graph ? graph->replay(inputs) : forward(to_device(inputs));
+    const Batch* const batch = captured(choice);
+    const auto outputs = batch ? replay(*batch, inputs) : forward(to_device(inputs));
     timing.run_ns = watch.lap();
 
     gle::FetchOptions options;
@@ -282,8 +349,5 @@ void gle_model::info(gle_model_info* info) {
                                          : archive_->weight_bytes() + gatherer_.buffer_bytes();
   info->device_bytes = static_cast<uint64_t>(used > 0 ? used : 0);
   info->copies_inputs = archive_->writes_inputs();
-  const std::lock_guard<std::mutex> prepared(prepared_mu_);
-  for (const auto& kind : prepared_) {
-    for (const auto& batch : kind.second) info->n_graphs += batch.second ? 1 : 0;
-  }
+  info->n_graphs = static_cast<int32_t>(graphs_.size());
 }

@@ -29,9 +29,16 @@ struct gle_model {
   void info(gle_model_info* info);
 
  private:
-  // Prepared batches of one kind: everything but the number of samples is the same. A null graph
-  // was prepared without being captured.
-  using Batches = std::map<int64_t, std::unique_ptr<gle::Graph>>;
+  // A prepared batch. Clients may send a model's inputs in several dtypes; the model is captured
+  // once, for what it takes, and for each dtype that has to be converted first a graph that does
+  // only that.
+  struct Batch {
+    std::shared_ptr<gle::Graph> model;       // null: prepared without being captured
+    std::unique_ptr<gle::Graph> conversion;  // fills the inputs of model; null: nothing to convert
+  };
+
+  // Prepared batches of one kind: everything but the number of samples is the same.
+  using Batches = std::map<int64_t, Batch>;
 
   // How one call is to be run.
   struct Choice {
@@ -43,17 +50,20 @@ struct gle_model {
   Choice choose(const gle_input* inputs, int32_t n_inputs) const;
   std::vector<at::Tensor> gather(const gle_input* inputs, int32_t n_inputs, const Choice& choice);
   std::vector<at::Tensor> to_device(const std::vector<at::Tensor>& tensors) const;
+  std::vector<at::Tensor> convert(const std::vector<at::Tensor>& on_device) const;
   gle::NamedTensors forward(const std::vector<at::Tensor>& on_device);
   std::unique_ptr<gle_staged> stage_as(const Choice& choice, const gle_input* inputs,
                                        int32_t n_inputs) const;
   std::unique_ptr<gle::Result> execute(const Choice& choice, const std::vector<at::Tensor>& inputs,
                                        uint64_t gather_ns);
-  std::unique_ptr<gle::Graph> capture(const std::vector<at::Tensor>& host);
-  gle::Graph* graph_of(const Choice& choice) const;
-  void keep(const Choice& choice, std::unique_ptr<gle::Graph> graph);
+  void warm_up(const gle_input* inputs, int32_t n_inputs);
+  Batch capture(const std::vector<at::Tensor>& on_device);
+  static const gle::NamedTensors& replay(const Batch& batch, const std::vector<at::Tensor>& inputs);
+  const Batch* captured(const Choice& choice) const;
+  void keep(const Choice& choice, Batch batch);
 
-  // Serialises prepare, run, run_staged and info, and guards all that has no lock of its own; stage
-  // does not take it.
+  // Serialises run, run_staged, info and the capturing of prepare, and guards all that has no lock of
+  // its own; stage does not take it.
   std::mutex mu_;
   at::Device device_;
   bool pad_always_;
@@ -65,7 +75,8 @@ struct gle_model {
   gle::GraphPool pool_;
   gle::Gatherer gatherer_;
   std::shared_ptr<gle::Staging> staging_;
+  std::map<std::string, std::shared_ptr<gle::Graph>> graphs_;  // of the model, by its inputs
   mutable std::mutex prepared_mu_;  // guards prepared_; its graphs are used under mu_ only
-  std::map<std::string, Batches> prepared_;
+  std::map<std::string, Batches> prepared_;  // by kind
   int64_t device_bytes_ = 0;
 };

@@ -115,9 +115,9 @@ type Model interface {
 	// stay as it is until the batch was run or freed.
 	Stage(in []Input) (Staged, error)
 	// Prepare makes the model ready for batches of these sizes too, as Load did for its own; those
-	// that are ready already cost nothing. Runs wait for the size that is being prepared, and go on
-	// between sizes. ctx is looked at between sizes. On an error the model stays as it was, with
-	// what was prepared until then.
+	// that are ready already cost nothing. On a CPU runs wait for the size that is being prepared; on a
+	// GPU only for its capture, not for the choice and compiling of kernels. ctx is looked at between
+	// sizes. On an error the model stays as it was, with what was prepared until then.
 	Prepare(ctx context.Context, batches []int) error
 	// MemBytes is the device memory that the model holds: weights, and what preparing it needed.
 	MemBytes() int64

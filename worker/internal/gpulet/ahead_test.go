@@ -243,6 +243,31 @@ func growing(t *testing.T) (r *rig, resume func()) {
 	return r, resume
 }
 
+func TestAModelServesBeforeItIsPreparedForSmallBatches(t *testing.T) {
+	r := newRig(t, rigOptions{none: true})
+	r.ensure("a")
+	preparing, resume := r.engine.preparing.shut()
+	t.Cleanup(resume)
+	s := r.start()
+	s.serveBatches(2, 4)
+	r.await(preparing)
+	r.send("a", "early", 1)
+	if rep := r.ok("early")[0]; rep.Timing.Batch != 1 {
+		t.Errorf("a batch of %d: expected the one request", rep.Timing.Batch)
+	}
+	if got := r.report().State; got != plan.Starting {
+		t.Errorf("state %s: expected %s until all batches are prepared", got, plan.Starting)
+	}
+	resume()
+	r.waitReady(2)
+	if loads, _ := r.engine.counts("a"); loads != 1 {
+		t.Errorf("%d loads: expected one", loads)
+	}
+	if diff := cmp.Diff([][]int{{1, 2, 4}}, r.engine.prepared); diff != "" {
+		t.Errorf("prepared after loading (-want +got):\n%s", diff)
+	}
+}
+
 func TestAGrowingBatchIsPreparedWhileItServes(t *testing.T) {
 	r, resume := growing(t)
 	var ids []string
@@ -275,7 +300,7 @@ func TestAGrowingBatchIsPreparedWhileItServes(t *testing.T) {
 	if loads, _ := r.engine.counts("a"); loads != 1 {
 		t.Errorf("%d loads: expected that the model stayed", loads)
 	}
-	if diff := cmp.Diff([][]int{{1, 2, 4, 8}}, r.engine.prepared); diff != "" {
+	if diff := cmp.Diff([][]int{{1, 2}, {1, 2, 4, 8}}, r.engine.prepared); diff != "" {
 		t.Errorf("prepared (-want +got):\n%s", diff)
 	}
 }
@@ -286,8 +311,8 @@ func TestAShrinkingBatchNeedsNothingThatIsPrepared(t *testing.T) {
 	r.waitReady(3)
 	r.gpulets[0].serveBatches(4, 4)
 	r.waitReady(4)
-	if got := len(r.engine.prepared); got != 1 {
-		t.Errorf("prepared %d times: expected once, for 8", got)
+	if got := len(r.engine.prepared); got != 2 {
+		t.Errorf("prepared %d times: expected twice, for 2 and for 8", got)
 	}
 }
 
