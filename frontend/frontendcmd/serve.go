@@ -39,6 +39,7 @@ func newServeCommand() *cobra.Command {
 			if err := cli.Load(cmd, &cfg); err != nil {
 				return err
 			}
+			cli.CollectSeldom()
 			return serve(cmd.Context(), cfg, cmd.ErrOrStderr())
 		},
 	}

@@ -5,9 +5,6 @@
 package loadgencmd
 
 import (
-	"os"
-	"runtime/debug"
-
 	"github.com/spf13/cobra"
 
 	"github.com/gpulet/gpulet/shared/cli"
@@ -15,16 +12,8 @@ import (
 
 // Main runs the load generator's command line and ends the process with its exit code.
 func Main() {
-	collectSeldom()
+	cli.CollectSeldom()
 	cli.Main(newRootCommand())
-}
-
-// collectSeldom trades memory, of which there is little, for fewer garbage collections, each of
-// which delays sends where all cores are busy. GOGC, where it is set, decides instead.
-func collectSeldom() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400)
-	}
 }
 
 func newRootCommand() *cobra.Command {

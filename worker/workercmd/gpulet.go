@@ -77,6 +77,7 @@ standard output. The end of the input means: drain and exit.`,
 }
 
 func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
+	cli.CollectSeldom()
 	ctx := cmd.Context()
 	log := telemetry.NewLogger(cfg.Telemetry, cmd.ErrOrStderr(), "gpulet").With("gpulet", cfg.ID)
 	commands := make(chan link.Command, 16)
