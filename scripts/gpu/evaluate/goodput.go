@@ -32,7 +32,7 @@ type goodputConfig struct {
 	Samples  string        `env:"SAMPLES" usage:"samples per request, model=N,...; default: as --requests asks for"`
 	Most     int           `env:"MOST_SAMPLES" envDefault:"16" usage:"most samples per request"`
 	Tries    int           `env:"TRIES" envDefault:"5" usage:"most rates to try per cell; fewer when the budget is short"`
-	Warmup   time.Duration `env:"WARMUP" envDefault:"700ms" usage:"load at each rate before it is measured"`
+	Warmup   time.Duration `env:"WARMUP" envDefault:"1500ms" usage:"load at each rate before it is measured"`
 	Step     time.Duration `env:"STEP" envDefault:"3s" usage:"time that each rate is measured"`
 
 	arms    []arm
@@ -270,6 +270,9 @@ func (e *evaluation) cell(ctx context.Context, mix string, a arm, tries int) (ce
 		return c, err
 	}
 	c.Samples, c.Expected = x.samples, x.promised
+	if x.turns {
+		c.Notes = append(c.Notes, "the algorithm finds no sound plan at any rate: all models take turns on the whole GPU")
+	}
 	if err := e.site.serveWith(ctx, a.worker); err != nil {
 		return c, err
 	}
@@ -328,6 +331,7 @@ type attempt struct {
 	promised float64 // highest rate with the margin of planner run
 	most     float64 // highest rate that has a sound plan at all
 	start    float64 // first rate to try
+	turns    bool    // the algorithm has no plan: all models take turns on the whole GPU
 }
 
 // prepare asks the planner what to expect.
@@ -354,11 +358,22 @@ func (x *attempt) prepare(ctx context.Context) error {
 	if err := errors.Join(errPromised, errMost); err != nil {
 		return err
 	}
-	if x.start = max(x.promised, x.most/2); x.start == 0 {
+	x.start = max(x.promised, x.most/2)
+	switch {
+	case x.start > 0:
+	case x.arm.algorithm == timeSharing:
+		x.turns, x.start = true, max(1, bare*takingTurnsPart)
+	default:
 		return errors.New("the algorithm finds no plan at any rate")
 	}
 	return nil
 }
+
+// timeSharing is the algorithm whose plans are always possible, be they ever so unsound.
+const timeSharing = "sbp"
+
+// takingTurnsPart is sideBySidePart where models take turns.
+const takingTurnsPart = 0.3
 
 // sideBySidePart of the most that any plan carries is where the search begins for arms without plans.
 const sideBySidePart = 0.6
@@ -375,7 +390,7 @@ func singles(body string, pictures map[string]bool) map[string]bool {
 // then without, then for the most that the algorithm can carry.
 func (x *attempt) plan(ctx context.Context, total float64) (plan.Plan, error) {
 	rates := scaled(x.parts, total)
-	if x.arm.algorithm == "" {
+	if x.arm.algorithm == "" || x.turns {
 		return sideBySide(x.set, x.site.device.GPUType, x.slos, rates, x.arm.apart)
 	}
 	if total <= x.promised {
@@ -405,7 +420,7 @@ func (x *attempt) try(ctx context.Context, total float64) (try, error) {
 		return t, err
 	}
 	t.Plan, t.ReadyS = x.site.current, took.Seconds()
-	if x.arm.algorithm != "" {
+	if x.arm.algorithm != "" && !x.turns {
 		t.Unsound = problems
 	}
 	x.smi.take()

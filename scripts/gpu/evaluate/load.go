@@ -152,7 +152,9 @@ func (s *site) sendForm(ctx context.Context, l load, f form, requests map[string
 		return r, 0, err
 	}
 	out.Close()
-	defer os.Remove(out.Name())
+	if os.Getenv(keepLogs) == "" {
+		defer os.Remove(out.Name())
+	}
 	args := s.onBus("run", "--rates", pairs(requests, "%.4f"), "--warmup", l.warmup.String(), "--duration", (l.warmup + l.duration).String(),
 		"--json", out.Name(), "--models", s.cfg.Models, "--seed", strconv.FormatUint(l.seed, 10), "--grace", "2s", "--tolerance", "1e30", "--log-level", "error")
 	if f.body != "" {

@@ -258,7 +258,10 @@ func (s *site) stop() {
 	for _, p := range []*process{s.worker, s.planner, s.frontend} {
 		p.stop()
 	}
-	if os.Getenv("KEEP_LOGS") == "" {
+	if os.Getenv(keepLogs) == "" {
 		_ = os.RemoveAll(s.dir)
 	}
 }
+
+// keepLogs is the variable that, set to anything, keeps logs and load reports in the temporary folder.
+const keepLogs = "KEEP_LOGS"
