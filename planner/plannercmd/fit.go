@@ -22,7 +22,7 @@ import (
 type fitConfig struct {
 	Profiles string `env:"PROFILES" envDefault:"profiles" usage:"folder of profiles, by GPU type"`
 	GPU      string `env:"GPU" usage:"GPU type whose corun.json is fitted"`
-	Kind     string `env:"KIND" usage:"kind of model to write: linear, anchored or pairwise; default: the one with the least error"`
+	Kind     string `env:"KIND" usage:"kind of model to write: linear, anchored, pairwise or saturating; default: the one with the least error"`
 	Write    bool   `env:"WRITE" envDefault:"false" usage:"write interference.json beside corun.json"`
 	Pairs    string `env:"PAIRS" usage:"instead of corun.json: CSV of co-runs (model,batch,partition_pct,co_model,co_batch,co_partition_pct,latency_s)"`
 	Latency  string `env:"LATENCY" usage:"with --pairs: CSV of latencies alone (model,batch,partition_pct,latency_s)"`

@@ -13,8 +13,9 @@ import (
 )
 
 // Fit fits an interference model of a kind to co-run measurements. Linear and Anchored use the
-// profiles' Demand; Pairwise uses nothing but the measurements. The error stated in the result is on
-// held-out combinations: fifths, each predicted from a fit to the other four.
+// profiles' Demand, Saturating their latencies, Pairwise nothing but the measurements. The error
+// stated in the result is on held-out combinations: fifths, each predicted from a fit to the other
+// four.
 func Fit(set *profile.Set, runs *profile.Corun, kind string) (*profile.Interference, error) {
 	if len(runs.Runs) < 2 {
 		return nil, fmt.Errorf("co-runs of %s: found %d: expected at least 2", runs.GPUType, len(runs.Runs))
@@ -160,7 +161,10 @@ func fit(set *profile.Set, runs *profile.Corun, kind string) (*profile.Interfere
 	case Anchored:
 		return f, fitAnchored(f, set, runs)
 	case Pairwise:
-		fitPairwise(f, runs)
+		plain.fit(f, set, runs)
+		return f, nil
+	case Saturating:
+		fitSaturating(f, set, runs)
 		return f, nil
 	}
 	return nil, fmt.Errorf("kind %q: expected %s, %s or %s", kind, Linear, Anchored, Pairwise)
@@ -227,62 +231,6 @@ func median(list []float64) float64 {
 	sort.Float64s(s)
 	n := len(s)
 	return (s[(n-1)/2] + s[n/2]) / 2
-}
-
-// pairwiseRounds is how often sensitivities and pressures are fitted to each other.
-const pairwiseRounds = 200
-
-// fitPairwise fits slowdown - 1 = sensitivity(self) x sum of pressure(other) x share/50 by
-// alternating least squares, starting from pressures of one.
-func fitPairwise(f *profile.Interference, runs *profile.Corun) {
-	sensitivity, pressure := map[string]float64{}, map[string]float64{}
-	for _, m := range runs.Runs {
-		sensitivity[m.Self.Model] = 0
-		for _, o := range m.Others {
-			pressure[o.Model] = 1
-		}
-	}
-	for range pairwiseRounds {
-		up, down := map[string]float64{}, map[string]float64{}
-		for _, m := range runs.Runs {
-			p := pressureOf(m, pressure)
-			up[m.Self.Model] += p * (m.Slowdown - 1)
-			down[m.Self.Model] += p * p
-		}
-		for name := range sensitivity {
-			sensitivity[name] = max(0, up[name]/max(down[name], 1e-12))
-		}
-		up, down = map[string]float64{}, map[string]float64{}
-		for _, m := range runs.Runs {
-			rest := m.Slowdown - 1 - sensitivity[m.Self.Model]*pressureOf(m, pressure)
-			for _, o := range m.Others {
-				w := sensitivity[m.Self.Model] * float64(o.Share) / 50
-				up[o.Model] += w * (rest + w*pressure[o.Model])
-				down[o.Model] += w * w
-			}
-		}
-		for name := range pressure {
-			if down[name] > 0 {
-				pressure[name] = max(0, up[name]/down[name])
-			}
-		}
-	}
-	for _, name := range sortedKeys(sensitivity) {
-		f.Features = append(f.Features, "sensitivity:"+name)
-		f.Coefficients = append(f.Coefficients, sensitivity[name])
-	}
-	for _, name := range sortedKeys(pressure) {
-		f.Features = append(f.Features, "pressure:"+name)
-		f.Coefficients = append(f.Coefficients, pressure[name])
-	}
-}
-
-func pressureOf(m profile.Measurement, pressure map[string]float64) float64 {
-	sum := 0.0
-	for _, o := range m.Others {
-		sum += pressure[o.Model] * float64(o.Share) / 50
-	}
-	return sum
 }
 
 func sortedKeys(m map[string]float64) []string {

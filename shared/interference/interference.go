@@ -24,10 +24,12 @@ const (
 	Anchored = "anchored"
 	// Pairwise gives every model a sensitivity and a pressure of its own, see Fit.
 	Pairwise = "pairwise"
+	// Saturating is Pairwise with a sensitivity that falls as a batch fills its share.
+	Saturating = "saturating"
 )
 
 // Kinds lists the kinds in the order in which they are tried.
-var Kinds = []string{Linear, Anchored, Pairwise}
+var Kinds = []string{Linear, Anchored, Pairwise, Saturating}
 
 // Load is a model running batches of one size on a share of a GPU.
 type Load = profile.Running
@@ -88,7 +90,9 @@ func build(f *profile.Interference) (coupler, error) {
 	case Anchored:
 		return newAnchored(f, margin)
 	case Pairwise:
-		return newPairwise(f, margin)
+		return newPairwise(f, plain, margin)
+	case Saturating:
+		return newPairwise(f, saturating, margin)
 	}
 	return nil, fmt.Errorf("key %q: found %q: expected %s", "kind", f.Kind, strings.Join(Kinds, ", "))
 }

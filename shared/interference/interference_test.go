@@ -1,6 +1,7 @@
 package interference
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -91,9 +92,11 @@ func TestDefaultIsTheWorstMeasuredPair(t *testing.T) {
 	worst := 0.0
 	runs, _ := shipped(t).Corun("h100")
 	for _, m := range runs.Runs {
-		worst = max(worst, m.Slowdown)
+		if m.Self.Share == 50 && len(m.Others) == 1 {
+			worst = max(worst, m.Slowdown)
+		}
 	}
-	if worst > 1.45 {
+	if worst == 0 || worst > 1.45 {
 		t.Errorf("a measured pair slows down by %v: the default promises at most 1.45", worst)
 	}
 }
@@ -145,6 +148,55 @@ func TestFitRecoversWhatItWasMadeFrom(t *testing.T) {
 	}
 }
 
+// TestSaturatingTellsFullBatchesFromSmallOnes makes co-runs in which a batch that fills its share suffers
+// half as much as one that does not.
+func TestSaturatingTellsFullBatchesFromSmallOnes(t *testing.T) {
+	set, runs := &profile.Set{}, &profile.Corun{GPUType: "g"}
+	names := []string{"a", "b", "c", "d"}
+	for _, name := range names {
+		p := &profile.Profile{Model: name, GPUType: "g"}
+		for _, share := range []int{20, 50, 80} {
+			// Batches of 1 reach half of the samples/s of batches of 8.
+			p.Points = append(p.Points, profile.Point{Share: share, Batch: 1, P50Ms: 2}, profile.Point{Share: share, Batch: 8, P50Ms: 8})
+		}
+		set.Add(p)
+	}
+	fitted := &profile.Interference{
+		GPUType: "g", Kind: Saturating, Margin: 1,
+		Features:     []string{"fall", "sensitivity:a", "sensitivity:b", "sensitivity:c", "sensitivity:d", "pressure:a", "pressure:b", "pressure:c", "pressure:d"},
+		Coefficients: []float64{0.5, 0.2, 0.3, 0.4, 0.5, 1, 0.8, 1.2, 1},
+	}
+	truth := &profile.Set{}
+	for _, name := range names {
+		p, _ := set.Get("g", name)
+		truth.Add(p)
+	}
+	truth.AddInterference(fitted)
+	s := predictor(t, truth)
+	if full, small := s.Slowdown("g", Load{Model: "a", Share: 50, Batch: 8}, [][]Load{{{Model: "d", Share: 50, Batch: 8}}}),
+		s.Slowdown("g", Load{Model: "a", Share: 50, Batch: 1}, [][]Load{{{Model: "d", Share: 50, Batch: 8}}}); math.Abs(full-1.1) > 1e-9 || math.Abs(small-1.15) > 1e-9 {
+		t.Errorf("slowdowns %v of a full batch and %v of half as many samples/s: expected 1.1 and 1.15", full, small)
+	}
+	for _, a := range names {
+		for _, b := range names {
+			for _, share := range []int{20, 50, 80} {
+				for _, batch := range []int{1, 8} {
+					m := profile.Measurement{Self: Load{Model: a, Share: share, Batch: batch}, Others: []Load{{Model: b, Share: 100 - share, Batch: 8}}}
+					m.Slowdown = s.Slowdown("g", m.Self, [][]Load{{m.Others[0]}})
+					runs.Runs = append(runs.Runs, m)
+				}
+			}
+		}
+	}
+	fits, best, _ := FitBest(set, runs)
+	if best < 0 || fits[best].Kind != Saturating || fits[best].HeldOut.P90 > 0.02 {
+		t.Fatalf("best %d of %+v: expected the saturating fit, off by less than 2 %%", best, fits)
+	}
+	if i := slices.Index(fits[best].Features, "fall"); math.Abs(fits[best].Coefficients[i]-0.5) > 0.11 {
+		t.Errorf("fall %v: expected 0.5", fits[best].Coefficients[i])
+	}
+}
+
 // TestShippedH100FitIsAsGoodAsItSays: the error in the file is that of its co-runs, fitted again.
 func TestShippedH100FitIsAsGoodAsItSays(t *testing.T) {
 	set := shipped(t)
@@ -157,7 +209,7 @@ func TestShippedH100FitIsAsGoodAsItSays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if math.Abs(again.HeldOut.P90-fitted.HeldOut.P90) > 1e-3 || again.HeldOut.P90 > 0.16 {
+	if math.Abs(again.HeldOut.P90-fitted.HeldOut.P90) > 1e-3 || again.HeldOut.P90 > 0.1 {
 		t.Errorf("held-out error %+v: the file says %+v", again.HeldOut, fitted.HeldOut)
 	}
 }
@@ -219,10 +271,12 @@ func TestHoldsOutWholeCombinations(t *testing.T) {
 			}
 		}
 	}
+	all := map[string]int{}
 	for _, m := range runs.Runs {
-		if members := 1 + len(m.Others); held[combination(m)] != members {
-			t.Errorf("%s was held out %d times: expected each of its %d measurements once", combination(m), held[combination(m)], members)
-		}
+		all[combination(m)]++
+	}
+	if !maps.Equal(held, all) {
+		t.Errorf("held out %v: expected every measurement once, %v", held, all)
 	}
 	one := &profile.Corun{GPUType: "g", Runs: slices.Repeat(runs.Runs[:1], 3)}
 	if _, err := Fit(&profile.Set{}, one, Pairwise); err == nil || !strings.Contains(err.Error(), "found one combination") {
@@ -235,7 +289,7 @@ func TestBrokenFitsSayWhatIsWrong(t *testing.T) {
 		f    profile.Interference
 		want string
 	}{
-		{profile.Interference{Kind: "magic"}, `key "kind": found "magic": expected linear, anchored, pairwise`},
+		{profile.Interference{Kind: "magic"}, `key "kind": found "magic": expected linear, anchored, pairwise, saturating`},
 		{profile.Interference{Kind: Linear, Features: []string{"x"}, Coefficients: []float64{1}}, `key "features": found [x]`},
 		{profile.Interference{Kind: Anchored, Features: []string{"base:m:0:1"}, Coefficients: []float64{1}}, "expected a share of 1..100"},
 		{profile.Interference{Kind: Anchored, Features: []string{"gain"}, Coefficients: []float64{1}}, "found no base"},

@@ -175,7 +175,8 @@ func (p *pricer) itemsIn(c int, lo float64) [][]item {
 			points = points[:0]
 			for batch := range r.ms {
 				ms, press := r.ms[batch], 0.0
-				if e.pressure {
+				// A gpu-let without neighbours does no worse with all of its GPU.
+				if e.pressure && e.classes[c].shares[si] < 100 {
 					q := &r.coupling[batch]
 					press = q.Emit
 					ms *= max(1, q.Base+q.Gain*max(0, lo-press))

@@ -108,11 +108,12 @@ type slot struct {
 // alone is the median time of a load without neighbours, in ms, before and after those ran.
 type alone struct{ before, after float64 }
 
+// ms is the shorter of the two: whatever disturbs a load alone makes it slower.
 func (a alone) ms() float64 {
 	if a.after == 0 {
 		return a.before
 	}
-	return (a.before + a.after) / 2
+	return min(a.before, a.after)
 }
 
 // together is one combination that ran, by slot.
