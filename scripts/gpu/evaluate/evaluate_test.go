@@ -421,7 +421,7 @@ func TestThePageSaysWhatWasMeasured(t *testing.T) {
 	}
 	for _, want := range []string{
 		"| game | 1000 (1000) | 1900 (1000) | – | – | – | 1800 (1000) | 1.80 |",
-		"It is 1.80 times over 1 mixes: met", "**not met**, behind mps on game (1900 against 1800)",
+		"It is 1.80 times over 1 mixes, those of 2 on which `sbp` had any goodput: met", "**not met**, behind mps on game (1900 against 1800)",
 		"scen1, sbp: not measured: no profile of bert", "8 samples of lenet",
 		"It is 1.10 s over 1: met", "it is 1.20: met", "it is 0.90 s: met", "The least is 1.50: **not met**",
 		"2 x 50 %", "| 150 | 1.50 |", "+4.0 %", "It is 4.0 % over 1", "Test GPU",

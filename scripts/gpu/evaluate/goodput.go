@@ -279,6 +279,10 @@ func (e *evaluation) cell(ctx context.Context, mix string, a arm, tries int) (ce
 	find := search{rate: x.start}
 	for len(c.Tries) < tries && !find.done() {
 		t, err := x.try(ctx, find.rate)
+		if err != nil && len(c.Tries) > 0 && ctx.Err() == nil {
+			c.Notes = append(c.Notes, fmt.Sprintf("%.0f samples/s were not tried: %v", find.rate, err))
+			break
+		}
 		if err != nil {
 			return c, err
 		}

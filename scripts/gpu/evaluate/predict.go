@@ -58,8 +58,16 @@ func (c *config) judge(ctx context.Context) error {
 	if there, err := c.read("corun.json", &measured); err != nil || !there {
 		return err
 	}
-	out, _, err := output(ctx, nil, c.program("planner"), "fit", "--gpu", measured.Runs.GPUType, "--profiles", c.Profiles,
-		"--judge", filepath.Join(c.Out, corunRuns), "--json")
+	dir, err := os.MkdirTemp("", "gpulet-judge-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, corunRuns)
+	if err := profile.WriteJSON(file, measured.Runs); err != nil {
+		return err
+	}
+	out, _, err := output(ctx, nil, c.program("planner"), "fit", "--gpu", measured.Runs.GPUType, "--profiles", c.Profiles, "--judge", file, "--json")
 	if err != nil {
 		return err
 	}
