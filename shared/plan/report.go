@@ -72,6 +72,7 @@ type ModelReport struct {
 	Rejected    uint64 `json:"rejected"` // bad requests
 	// Redelivered are requests that were delivered to a gpu-let before, which did not answer them.
 	Redelivered uint64  `json:"redelivered"`
-	ExecMs      float64 `json:"exec_ms"` // moving average of a batch's time on the engine
-	BusyMs      float64 `json:"busy_ms"` // total time on the engine
+	Poisoned    uint64  `json:"poisoned"` // buried: processes died over them
+	ExecMs      float64 `json:"exec_ms"`  // moving average of a batch's time on the engine
+	BusyMs      float64 `json:"busy_ms"`  // total time on the engine
 }
