@@ -42,6 +42,7 @@ type loop struct {
 	judge    *judge
 	suspects []*request // to be tried, one at a time
 	trial    *request   // being tried; nil: none
+	paused   bool       // for them: nothing is fetched
 
 	loader  *loader
 	loading *bound         // being loaded or prepared now; nil: none

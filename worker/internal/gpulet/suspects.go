@@ -121,8 +121,30 @@ func (l *loop) found(f finding) {
 func (l *loop) suspicious() bool { return l.trial != nil || len(l.suspects) > 0 }
 
 // try begins the trial of the next suspect once nothing else is held, and gives up those that
-// became too late while they waited.
+// became too late while they waited. Pulls that are parked are taken back meanwhile.
 func (l *loop) try(now time.Time) {
+	l.expireSuspects(now)
+	switch {
+	case l.suspicious() && !l.paused:
+		l.paused = true
+		for _, m := range l.order {
+			l.stopPulling(m)
+		}
+	case !l.suspicious() && l.paused:
+		l.paused = false
+		for _, m := range l.order {
+			if m.loaded != nil && !m.retiring {
+				l.startPulling(m)
+			}
+		}
+	}
+	if l.trial == nil && len(l.suspects) > 0 && len(l.open) == len(l.suspects) {
+		l.trial, l.suspects = l.suspects[0], l.suspects[1:]
+		l.judge.clear(l.trial)
+	}
+}
+
+func (l *loop) expireSuspects(now time.Time) {
 	var waiting []*request
 	for _, req := range l.suspects {
 		if now.Add(req.model.estimate.exec(1)).After(req.deadline) {
@@ -133,10 +155,6 @@ func (l *loop) try(now time.Time) {
 		waiting = append(waiting, req)
 	}
 	l.suspects = waiting
-	if l.trial == nil && len(waiting) > 0 && len(l.open) == len(waiting) {
-		l.trial, l.suspects = waiting[0], waiting[1:]
-		l.judge.clear(l.trial)
-	}
 }
 
 // suspectTime is when try has something to do by itself: the first deadline of those that wait.
