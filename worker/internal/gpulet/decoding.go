@@ -85,7 +85,7 @@ func (d *decoders) work(w *witness) {
 		if time.Now().Before(p.deadline) { // else the loop says so: nobody waits for it any more
 			w.begin(p.model, p.req)
 			p.err = d.decoder.Decode(p.pixels, p.data, p.kind, p.to)
-			w.end()
+			w.end(nil)
 		}
 		select {
 		case d.out <- p:

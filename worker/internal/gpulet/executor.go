@@ -60,8 +60,9 @@ func (s *staging) stage(r run, w *witness) {
 	}
 	defer close(s.done)
 	w.begin(r.name, r.requests...)
-	defer w.end()
-	if staged, err := r.loaded.Stage(r.inputs); err == nil {
+	staged, err := r.loaded.Stage(r.inputs)
+	w.end(err)
+	if err == nil {
 		s.staged = staged
 	}
 }
@@ -202,7 +203,6 @@ func (e *executor) execute(r run, staged engine.Staged, last bool) {
 
 func (e *executor) try(r run, staged engine.Staged) outcome {
 	e.running.begin(r.name, r.requests...)
-	defer e.running.end()
 	o := outcome{run: r, started: time.Now()}
 	if staged != nil {
 		o.result, o.err = staged.Run()
@@ -210,6 +210,7 @@ func (e *executor) try(r run, staged engine.Staged) outcome {
 		o.result, o.err = r.loaded.Run(r.inputs)
 	}
 	o.took = time.Since(o.started)
+	e.running.end(o.err)
 	if o.err == nil {
 		if o.err = complete(o.result.Outputs(), r.samples); o.err != nil {
 			o.result.Free()

@@ -56,7 +56,7 @@ func (l *loader) loop(ctx context.Context, eng engine.Engine, w *witness) {
 		} else {
 			r.err = t.model.Prepare(ctx, t.spec.Batches)
 		}
-		w.end()
+		w.end(r.err)
 		r.took = time.Since(start)
 		select {
 		case l.results <- r:

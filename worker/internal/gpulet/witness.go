@@ -1,6 +1,9 @@
 package gpulet
 
-import "github.com/gpulet/gpulet/worker/internal/blackbox"
+import (
+	"github.com/gpulet/gpulet/worker/internal/blackbox"
+	"github.com/gpulet/gpulet/worker/internal/engine"
+)
 
 // witness writes down what one goroutine works on, for whoever has to explain why the process died.
 type witness struct {
@@ -19,4 +22,10 @@ func (w *witness) begin(model string, requests ...*request) {
 	w.slot.Begin(blackbox.Work{Model: model, Requests: w.work})
 }
 
-func (w *witness) end() { w.slot.End() }
+// end says that they are done, or that err came of it. Over a device that failed, the process is about to
+// end: what it failed under stays written down.
+func (w *witness) end(err error) {
+	if engine.CodeOf(err) != engine.EDEVICE {
+		w.slot.End()
+	}
+}

@@ -206,7 +206,7 @@ func (d *decision) child(c Child, settled bool) {
 		d.wait(c, c.Heard.Add(d.lim.Silence), "not in the plan, but the new gpu-lets are not ready")
 	case !wanted:
 		d.leave(c)
-	case c.Assigned != d.want.Revision:
+	case c.Assigned != d.want.Revision, len(dropped(g.Models, c.Models)) > 0:
 		d.assign(c, g, settled)
 	case settled && len(dropped(c.Models, g.Models)) > 0:
 		d.drop(c, g)
