@@ -151,7 +151,8 @@ var letterHeaders = []string{
 }
 
 // Replay is a dead letter as a request that may be published: the same body, headers and request id, one
-// attempt further, with a message id of its own, so that no de-duplication takes it for the first.
+// attempt further, with a message id of its own, so that no de-duplication takes it for the first, or for
+// an earlier replay.
 // The reply goes to replyTo; empty: it is only stored as a result, since the first client has long
 // been answered. A letter without its body is an error.
 func (l Letter) Replay(replyTo string) (*Message, error) {
@@ -164,7 +165,7 @@ func (l Letter) Replay(replyTo string) (*Message, error) {
 	}
 	attempt := strconv.Itoa(l.Attempt + 1)
 	m.Header[HeaderAttempt] = attempt
-	m.MsgID = l.replayID() + ".attempt-" + attempt
+	m.MsgID = l.replayID() + ".attempt-" + attempt + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
 	return m, nil
 }
 

@@ -2,6 +2,7 @@ package bus_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -102,8 +103,11 @@ func TestAReplayIsARequestOfItsOwn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if again, err := l.Replay(""); err != nil || again.MsgID == m.MsgID || !strings.HasPrefix(m.MsgID, "id.attempt-"+string(rune('0'+attempt))+".") {
+			t.Errorf("message ids %q and %q, %v: expected two of their own", m.MsgID, again.MsgID, err)
+		}
 		want := &bus.Message{
-			Model: "m", RequestID: "r", ReplyTo: "_INBOX_frontend.me", Body: []byte("{}"), MsgID: "id.attempt-" + string(rune('0'+attempt)),
+			Model: "m", RequestID: "r", ReplyTo: "_INBOX_frontend.me", Body: []byte("{}"), MsgID: m.MsgID,
 			Header: map[string]string{"Traceparent": "x", wire.HeaderType: wire.TypeJSON, bus.HeaderAttempt: string(rune('0' + attempt))},
 		}
 		if d := cmp.Diff(want, m); d != "" {
