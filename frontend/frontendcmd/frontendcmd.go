@@ -19,6 +19,6 @@ func New() *cobra.Command {
 them, puts them into the queues from which the gpu-lets take them, and gives back their answers.`,
 		Version: cli.Version,
 	}
-	root.AddCommand(newServeCommand())
+	root.AddCommand(newServeCommand(), newDLQCommand())
 	return root
 }

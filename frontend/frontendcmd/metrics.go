@@ -22,6 +22,8 @@ var (
 		"Revision of the plan that the frontend has seen.", nil, nil)
 	readyDesc = prometheus.NewDesc("gpulet_frontend_model_ready",
 		"1 while a gpu-let serves the model, else 0.", []string{"model"}, nil)
+	deadDesc = prometheus.NewDesc("gpulet_frontend_dead_letters",
+		"Dead letters kept, by model: requests answered poisoned in the last 24 hours and neither replayed nor purged.", []string{"model"}, nil)
 )
 
 func registerSystem(reg prometheus.Registerer, i *inbox.Inbox, f *fleet.Fleet) {
@@ -30,7 +32,7 @@ func registerSystem(reg prometheus.Registerer, i *inbox.Inbox, f *fleet.Fleet) {
 
 // Describe implements prometheus.Collector.
 func (s *system) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{unclaimedDesc, waitingDesc, planDesc, readyDesc} {
+	for _, d := range []*prometheus.Desc{unclaimedDesc, waitingDesc, planDesc, readyDesc, deadDesc} {
 		ch <- d
 	}
 }
@@ -55,5 +57,6 @@ func (s *system) Collect(ch chan<- prometheus.Metric) {
 			ready = 1
 		}
 		gauge(readyDesc, ready, m.Name)
+		gauge(deadDesc, float64(s.fleet.State().Dead[m.Name]), m.Name)
 	}
 }

@@ -69,6 +69,7 @@ type gpuletStatus struct {
 	Serving  uint64           `json:"serving_revision"`
 	Restarts int              `json:"restarts"`
 	Detail   string           `json:"detail,omitempty"`
+	Note     string           `json:"note,omitempty"` // why it is there although the plan does not say so
 	Requests uint64           `json:"requests"`
 	Expired  uint64           `json:"expired"`
 	Failed   uint64           `json:"failed"`
@@ -216,7 +217,7 @@ func join(p plan.Plan, reports []plan.GpuletReport) []gpuletStatus {
 }
 
 func (g *gpuletStatus) add(r plan.GpuletReport) {
-	g.State, g.Serving, g.Restarts, g.Detail = r.State, r.Revision, r.Restarts, r.Detail
+	g.State, g.Serving, g.Restarts, g.Detail, g.Note = r.State, r.Revision, r.Restarts, r.Detail, r.Note
 	for _, m := range r.Models {
 		g.Requests += m.Requests
 		g.Expired += m.Expired
@@ -273,7 +274,10 @@ func (s status) table() string {
 	fmt.Fprintln(w, "\nGPU-LET\tSHARE\tSTATE\tMODELS\tREQUESTS\tEXPIRED\tFAILED\tRESTARTS")
 	for _, g := range s.Gpulets {
 		state := string(g.State)
-		if !g.Planned {
+		switch word, _, _ := strings.Cut(g.Note, ":"); {
+		case g.Note != "":
+			state += " (" + word + ")"
+		case !g.Planned:
 			state += " (not planned)"
 		}
 		fmt.Fprintf(w, "%s\t%d%%\t%s\t%s\t%d\t%d\t%d\t%d\n", g.ID, g.Share, state, models(g.Models), g.Requests, g.Expired, g.Failed, g.Restarts)

@@ -101,7 +101,7 @@ func (b *Bus) buryOne(ctx context.Context, data []byte) error {
 	if err := b.buryStored(ctx, adv, msg); err != nil {
 		return err
 	}
-	if err := stream.DeleteMsg(ctx, adv.Seq); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+	if err := stream.DeleteMsg(ctx, adv.Seq); err != nil && !gone(err) {
 		return jsError(err)
 	}
 	return nil

@@ -35,6 +35,7 @@ func buckets() []jetstream.KeyValueConfig {
 		{Bucket: BucketState, Description: "reports of hosts and gpu-lets", History: 1, TTL: StateTTL, Storage: jetstream.MemoryStorage},
 		{Bucket: BucketModels, Description: "registered models", History: 1, Storage: jetstream.FileStorage},
 		{Bucket: BucketProfiles, Description: "profiles measured by agents", History: 1, Storage: jetstream.FileStorage},
+		{Bucket: BucketSuspects, Description: "requests that were running when a gpu-let died", History: 1, TTL: SuspectTTL, Storage: jetstream.MemoryStorage},
 	}
 	for i := range list {
 		// The server repeats every change once it is stored: a plain subscription then watches the

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -22,12 +23,15 @@ const (
 	BucketState    = "GPULET_STATE"    // keys "host.<id>", "gpulet.<id>", "planner"
 	BucketModels   = "GPULET_MODELS"   // key <model>
 	BucketProfiles = "GPULET_PROFILES" // key <gpu type>.<model>
+	BucketSuspects = "GPULET_SUSPECTS" // key <model>.<sequence in its queue>
 
 	KeyPlan    = "current"
 	KeyPlanner = "planner"
 
 	// StateTTL is how long a report lives unless it is repeated.
 	StateTTL = 15 * time.Second
+	// SuspectTTL is how long a suspect is remembered: longer than redeliveries may take.
+	SuspectTTL = 15 * time.Minute
 )
 
 // Headers that the bus itself adds to a dead letter, beside those of the request.
@@ -38,9 +42,15 @@ const (
 	HeaderStored    = "Gpulet-Stored"         // when, RFC 3339
 	HeaderDelivered = "Gpulet-Delivered"      // how often
 	HeaderMsgID     = "Gpulet-Request-Msg-Id" // the request's Nats-Msg-Id
+	HeaderLastWords = "Gpulet-Last-Words"     // the end of the log of the last process that died over it
+	HeaderGpulet    = "Gpulet-Gpulet"         // which gpu-let that was
 
 	HeaderBodyDropped = "Gpulet-Body-Dropped" // size of a body for which there was no room
 )
+
+// HeaderAttempt counts the attempts of a request that was replayed from the dead letters: 2 for its
+// first replay. A request without it is a first attempt.
+const HeaderAttempt = "Gpulet-Attempt"
 
 // StreamName is the stream of a model's queue.
 func StreamName(model string) string { return "INFER_" + model }
@@ -63,8 +73,12 @@ func changedPrefix(bucket string) string { return "gpulet.changed." + bucket + "
 func kvStream(bucket string) string { return "KV_" + bucket }
 func kvPrefix(bucket string) string { return "$KV." + bucket + "." }
 
-func hostKey(host string) string              { return "host." + host }
-func gpuletKey(id string) string              { return "gpulet." + id }
+func hostKey(host string) string { return "host." + host }
+func gpuletKey(id string) string { return "gpulet." + id }
+func suspectKey(model string, seq uint64) string {
+	return model + "." + strconv.FormatUint(seq, 10)
+}
+
 func profileKey(gpuType, model string) string { return gpuType + "." + model }
 
 // advisorySubjects are where JetStream says that it gave a request up, without and after a Term.

@@ -21,7 +21,7 @@ func PermissionsOf(role Role) Permissions {
 		}
 	case RoleFrontend:
 		return Permissions{
-			Publish: join([]string{"infer.>", resultGet}, lagReading,
+			Publish: join([]string{"infer.>", resultGet}, lagReading, letterKeeping,
 				reading(BucketPlan, BucketState, BucketModels, BucketProfiles)),
 			Subscribe: join([]string{own}, changes(BucketPlan, BucketState, BucketModels, BucketProfiles)),
 		}
@@ -29,7 +29,7 @@ func PermissionsOf(role Role) Permissions {
 		return Permissions{
 			Publish: join([]string{
 				"$JS.API.CONSUMER.MSG.NEXT.*." + Consumer, "$JS.ACK.>", "result.>", "dlq.>",
-				kvPrefix(BucketState) + ">", kvPrefix(BucketProfiles) + ">",
+				kvPrefix(BucketState) + ">", kvPrefix(BucketProfiles) + ">", kvPrefix(BucketSuspects) + ">", suspectGet,
 			}, answering, reading(BucketPlan, BucketModels, BucketProfiles)),
 			Subscribe: join([]string{own}, changes(BucketPlan, BucketModels, BucketProfiles)),
 		}
@@ -44,11 +44,18 @@ func PermissionsOf(role Role) Permissions {
 	return Permissions{}
 }
 
-const resultGet = "$JS.API.DIRECT.GET." + StreamResults + ".result.*.*"
+const (
+	resultGet  = "$JS.API.DIRECT.GET." + StreamResults + ".result.*.*"
+	suspectGet = "$JS.API.DIRECT.GET.KV_" + BucketSuspects + ".>"
+)
 
 var (
 	// lagReading lets dashboards see how far queues are behind.
 	lagReading = []string{"$JS.API.STREAM.INFO.*", "$JS.API.CONSUMER.INFO.*." + Consumer}
+	// letterKeeping is reading dead letters and taking them away.
+	letterKeeping = []string{
+		"$JS.API.STREAM.MSG.GET." + StreamDLQ, "$JS.API.STREAM.MSG.DELETE." + StreamDLQ, "$JS.API.STREAM.PURGE." + StreamDLQ,
+	}
 	// answering is where replies go.
 	answering = []string{InboxPrefix(RoleClient) + ".>", InboxPrefix(RoleFrontend) + ".>"}
 )

@@ -34,7 +34,8 @@ func TestRolesAreKeptApart(t *testing.T) {
 			bus.RoleFrontend,
 			[]string{
 				"$JS.API.CONSUMER.MSG.NEXT.INFER_m.W", "$JS.ACK.x", "$JS.API.STREAM.DELETE.INFER_m", "$KV.GPULET_PLAN.current",
-				"$KV.GPULET_MODELS.m", "_INBOX_client.x", "dlq.m",
+				"$KV.GPULET_MODELS.m", "_INBOX_client.x", "dlq.m", "$JS.API.STREAM.MSG.GET.INFER_m", "$JS.API.STREAM.PURGE.INFER_m",
+				"$JS.API.STREAM.DELETE.DLQ", "$KV.GPULET_SUSPECTS.m.1",
 			},
 			[]string{">", "infer.>", "_INBOX_client.>", "_INBOX_worker.>", "dlq.>"},
 		},
@@ -42,7 +43,7 @@ func TestRolesAreKeptApart(t *testing.T) {
 			bus.RoleWorker,
 			[]string{
 				"infer.m", "$JS.API.STREAM.CREATE.INFER_x", "$JS.API.STREAM.DELETE.INFER_m", "$JS.API.CONSUMER.DELETE.INFER_m.W",
-				"$KV.GPULET_PLAN.current", "$KV.GPULET_MODELS.m", "_INBOX_planner.x",
+				"$KV.GPULET_PLAN.current", "$KV.GPULET_MODELS.m", "_INBOX_planner.x", "$JS.API.STREAM.MSG.GET.DLQ", "$JS.API.STREAM.PURGE.DLQ",
 			},
 			[]string{">", "infer.>", "_INBOX_client.>", "_INBOX_frontend.>", "dlq.>"},
 		},

@@ -13,7 +13,9 @@ import (
 
 // Properties of every queue.
 const (
-	maxDeliver = 3
+	// maxDeliver is a net below the verdicts on suspects: requests whose workers vanish without
+	// a trace, again and again, end here. Being given back counts too, so it is not small.
+	maxDeliver = 8
 	dedupe     = 10 * time.Second
 	maxWaiting = 2048 // parked pulls: gpu-lets that may serve the same model
 )

@@ -106,7 +106,7 @@ func TestChangedLimitsAreUpdatedInPlace(t *testing.T) {
 		cc.AckWait != 2*time.Second || cc.MaxAckPending != 9 || stream.CachedInfo().State.Msgs != 1 {
 		t.Errorf("after the update: stream %+v, consumer %+v, %d messages", sc, cc, stream.CachedInfo().State.Msgs)
 	}
-	if cc.PriorityPolicy != jetstream.PriorityPolicyPrioritized || cc.MaxDeliver != 3 || sc.Discard != jetstream.DiscardNew ||
+	if cc.PriorityPolicy != jetstream.PriorityPolicyPrioritized || cc.MaxDeliver != 8 || sc.Discard != jetstream.DiscardNew ||
 		sc.Retention != jetstream.WorkQueuePolicy {
 		t.Errorf("not a queue: stream %+v, consumer %+v", sc, cc)
 	}

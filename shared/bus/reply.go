@@ -114,7 +114,9 @@ func (b *Bus) bury(ctx context.Context, l letter) error {
 func (l letter) headers() nats.Header {
 	h := nats.Header{}
 	for k, v := range l.header {
-		h[k] = v
+		if k != HeaderLastWords && k != HeaderGpulet && k != HeaderBodyDropped { // those are ours to say
+			h[k] = v
+		}
 	}
 	for k, v := range l.extra {
 		h.Set(k, oneLine(v))

@@ -186,7 +186,7 @@ func TestRequestsThatAreNeverAcknowledgedAreBuried(t *testing.T) {
 		}
 	}
 	f := newFetcher(t, w, "m", 1)
-	for n := 0; n < 6; { // three deliveries of each
+	for n := 0; n < 16; { // eight deliveries of each
 		f.pull(t, 1, true, time.Minute)
 		for _, m := range f.batch(t) {
 			n++
@@ -202,7 +202,7 @@ func TestRequestsThatAreNeverAcknowledgedAreBuried(t *testing.T) {
 	go func() { done <- s.planner.BuryDead(ctx) }()
 	r := receive(t, "answer", replies)
 	reply, err := wire.DecodeReply(r.Get, r.Body)
-	if err != nil || r.Token != "asked" || reply.Status != wire.Poisoned || !strings.Contains(reply.Detail, "3 times") {
+	if err != nil || r.Token != "asked" || reply.Status != wire.Poisoned || !strings.Contains(reply.Detail, "8 times") {
 		t.Errorf("reply %+v, %v", reply, err)
 	}
 	eventually(t, func() error { _, err := c.Result(t.Context(), "m", "2"); return err })
@@ -216,7 +216,7 @@ func TestRequestsThatAreNeverAcknowledgedAreBuried(t *testing.T) {
 	for _, l := range s.letters(t) {
 		got = append(got, string(l.Data)+" "+l.Header.Get(bus.HeaderReason))
 	}
-	if diff := cmp.Diff([]string{"1 delivered 3 times and never acknowledged", "2 delivered 3 times and never acknowledged"}, got); diff != "" {
+	if diff := cmp.Diff([]string{"1 delivered 8 times and never acknowledged", "2 delivered 8 times and never acknowledged"}, got); diff != "" {
 		t.Error(diff)
 	}
 	cancel()

@@ -42,17 +42,20 @@ const (
 
 // GpuletReport is what is known of one running gpu-let.
 type GpuletReport struct {
-	ID       string        `json:"id"`
-	Host     string        `json:"host"`
-	GPU      int           `json:"gpu"`
-	Share    int           `json:"share"`
-	State    GpuletState   `json:"state"`
-	Revision uint64        `json:"revision"` // the plan revision it serves
-	PID      int           `json:"pid,omitempty"`
-	Restarts int           `json:"restarts"`
-	Detail   string        `json:"detail,omitempty"` // last error, in words
-	Models   []ModelReport `json:"models"`
-	Time     time.Time     `json:"time"`
+	ID       string      `json:"id"`
+	Host     string      `json:"host"`
+	GPU      int         `json:"gpu"`
+	Share    int         `json:"share"`
+	State    GpuletState `json:"state"`
+	Revision uint64      `json:"revision"` // the plan revision it serves
+	PID      int         `json:"pid,omitempty"`
+	Restarts int         `json:"restarts"`
+	Detail   string      `json:"detail,omitempty"` // last error, in words
+	// Note is why the gpu-let is there although the plan does not say so: what should replace it does
+	// not come up, or its model was taken out of another one. Empty: it is as planned, or leaves.
+	Note   string        `json:"note,omitempty"`
+	Models []ModelReport `json:"models"`
+	Time   time.Time     `json:"time"`
 }
 
 // ModelReport counts what a gpu-let did for one model since it started.
@@ -72,6 +75,7 @@ type ModelReport struct {
 	Rejected    uint64 `json:"rejected"` // bad requests
 	// Redelivered are requests that were delivered to a gpu-let before, which did not answer them.
 	Redelivered uint64  `json:"redelivered"`
-	ExecMs      float64 `json:"exec_ms"` // moving average of a batch's time on the engine
-	BusyMs      float64 `json:"busy_ms"` // total time on the engine
+	Poisoned    uint64  `json:"poisoned"` // buried: processes died over them
+	ExecMs      float64 `json:"exec_ms"`  // moving average of a batch's time on the engine
+	BusyMs      float64 `json:"busy_ms"`  // total time on the engine
 }

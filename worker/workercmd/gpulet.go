@@ -19,6 +19,7 @@ import (
 	"github.com/gpulet/gpulet/shared/profile"
 	"github.com/gpulet/gpulet/shared/telemetry"
 	"github.com/gpulet/gpulet/worker/internal/affinity"
+	"github.com/gpulet/gpulet/worker/internal/blackbox"
 	"github.com/gpulet/gpulet/worker/internal/engine"
 	"github.com/gpulet/gpulet/worker/internal/gpulet"
 	"github.com/gpulet/gpulet/worker/internal/link"
@@ -39,6 +40,7 @@ type gpuletConfig struct {
 	Unlimited bool          `env:"ALLOW_UNPARTITIONED" usage:"serve although the share does not hold"`
 	Cores     []int         `env:"CORES" usage:"cores to run on (default: all)"`
 	Profiles  string        `env:"PROFILES" envDefault:"profiles" usage:"folder of profiles, for the simulated engine"`
+	BlackBox  int           `env:"BLACK_BOX" envDefault:"0" usage:"file descriptor of the box to write into what is being worked on; 0: none"`
 	Streams   bool          `env:"STREAMS" usage:"serve every model by an executor of its own, side by side"`
 	Grace     time.Duration `env:"GRACE" envDefault:"25s" usage:"time to drain in"`
 }
@@ -99,6 +101,12 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 	if err != nil {
 		return err
 	}
+	var box *blackbox.Recorder
+	if cfg.BlackBox > 0 {
+		if box, err = blackbox.Open(cfg.BlackBox); err != nil {
+			return err
+		}
+	}
 	connecting := time.Now()
 	b, err := bus.Connect(ctx, cfg.Bus, bus.RoleWorker, "gpulet "+cfg.ID, log)
 	if ctx.Err() != nil {
@@ -127,7 +135,7 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 	}
 	err = serve(ctx, gpulet.Config{
 		ID: cfg.ID, Host: cfg.Host, GPU: cfg.GPU, Share: cfg.Share, Device: cfg.Device, PID: os.Getpid(),
-		Engine: eng, Bus: b, Commands: commands, Report: reports.put, Decoders: len(cfg.Cores), Grace: cfg.Grace, Log: log,
+		Engine: eng, Bus: b, Commands: commands, Report: reports.put, Decoders: len(cfg.Cores), Grace: cfg.Grace, Box: box, Log: log,
 	})
 	if errors.Is(err, gpulet.ErrDevice) {
 		return deviceFailed(err)

@@ -70,6 +70,7 @@ type modelStatus struct {
 	Pending     uint64  `json:"pending"`
 	Fetched     uint64  `json:"fetched"` // and not acknowledged
 	OldestMs    float64 `json:"oldest_ms"`
+	DeadLetters uint64  `json:"dead_letters"`
 	RateRPS     float64 `json:"rate_rps"`     // that the plan covers
 	UnservedRPS float64 `json:"unserved_rps"` // that it does not
 }
@@ -85,7 +86,7 @@ func (p *Page) status() status {
 	}
 	for _, m := range p.fleet.Models() {
 		ms := describe(m, st.Lag[m.Name], pl, s.Time)
-		ms.Ready = true
+		ms.Ready, ms.DeadLetters = true, st.Dead[m.Name]
 		if err := p.fleet.ModelReady(m.Name); err != nil {
 			ms.Ready, ms.Problem = false, err.Error()
 		}

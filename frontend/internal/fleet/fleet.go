@@ -30,6 +30,7 @@ type Bus interface {
 	Hosts(ctx context.Context) ([]plan.HostReport, error)
 	Gpulets(ctx context.Context) ([]plan.GpuletReport, error)
 	Lag(ctx context.Context, model string) (bus.Lag, error)
+	CountDeadLetters(ctx context.Context) (map[string]uint64, error)
 }
 
 // Fleet is safe for concurrent use.
@@ -55,6 +56,7 @@ type State struct {
 	Hosts   []plan.HostReport
 	Gpulets []plan.GpuletReport
 	Lag     map[string]bus.Lag // by model; models without a queue are left out
+	Dead    map[string]uint64  // dead letters, by model; those without any are left out
 }
 
 // New returns an empty fleet; states are read once per interval while Run runs.
@@ -150,6 +152,9 @@ func (f *Fleet) read(ctx context.Context) (*State, error) {
 			return nil, err
 		}
 		s.Lag[m.Name] = lag
+	}
+	if s.Dead, err = f.bus.CountDeadLetters(ctx); err != nil && !errors.Is(err, bus.ErrNotFound) {
+		return nil, err
 	}
 	s.Read = time.Now()
 	return s, nil

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os/exec"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,6 +22,7 @@ import (
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
+	"github.com/gpulet/gpulet/worker/internal/blackbox"
 	"github.com/gpulet/gpulet/worker/internal/device"
 	"github.com/gpulet/gpulet/worker/internal/link"
 	"github.com/gpulet/gpulet/worker/internal/reconcile"
@@ -35,6 +37,8 @@ type Bus interface {
 	PutGpulet(ctx context.Context, r plan.GpuletReport) error
 	DeleteGpulet(ctx context.Context, id string) error
 	PutProfile(ctx context.Context, p profile.Profile) error
+	Suspect(ctx context.Context, model string, seq uint64, stored time.Time) (plan.Suspect, error)
+	PutSuspect(ctx context.Context, s plan.Suspect) error
 	OnReconnect(f func())
 }
 
@@ -101,6 +105,12 @@ type Agent struct {
 	faults   map[int]int       // by device: how often one failed under a gpu-let
 	stopping bool
 	notes    []string // last reported
+
+	deaths     map[string][]time.Time // by model: of gpu-lets that it shared with others
+	quarantine map[string]quarantined // by model
+	accused    int                    // requests that were running when a gpu-let died, so far
+	rollbacks  int                    // gpu-lets kept because their successors did not come up, so far
+	accusing   sync.WaitGroup
 }
 
 // child is a gpu-let that the agent runs, or ran and may run again.
@@ -113,7 +123,9 @@ type child struct {
 	last     plan.GpuletReport
 	put      time.Time // when last was handed to the reporter
 	restarts int
-	detail   string // why it exited
+	detail   string          // why it exited
+	work     []blackbox.Work // what it died over
+	note     string          // why it is there although the plan does not say so
 }
 
 // New returns an agent; reg receives its metrics.
@@ -127,7 +139,8 @@ func New(cfg Config, b Bus, reg prometheus.Registerer) *Agent {
 		events:   make(chan event, 256),
 		problems: map[string]string{},
 		faults:   map[int]int{},
-		metrics:  newMetrics(cfg.Host),
+		deaths:   map[string][]time.Time{}, quarantine: map[string]quarantined{},
+		metrics: newMetrics(cfg.Host),
 	}
 	reg.MustRegister(a.metrics)
 	return a
@@ -154,6 +167,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.log.Warn("device", "note", n)
 	}
 	a.loop(drain, abort, plans, models, measured)
+	a.accusing.Wait()
 	a.report.stop(a.cfg.Host)
 	local.wait()
 	measured.wait()
@@ -234,11 +248,13 @@ func (a *Agent) desired() reconcile.Desired {
 			want.Gpulets = append(want.Gpulets, g)
 		}
 	}
+	want.Gpulets = a.isolate(want.Gpulets)
 	return want
 }
 
 // reconcile does what has to be done now and returns when to look again.
 func (a *Agent) reconcile(now time.Time) time.Duration {
+	released := a.release(now)
 	for {
 		actions := reconcile.Next(now, a.desired(), a.states(), a.cfg.Limits)
 		for _, act := range actions {
@@ -247,7 +263,11 @@ func (a *Agent) reconcile(now time.Time) time.Duration {
 		if slices.ContainsFunc(actions, func(act reconcile.Action) bool { return act.Verb == reconcile.Forget }) {
 			continue // what is gone may have kept something from starting
 		}
+		a.note(actions, now)
 		wake := reconcile.Wake(actions)
+		if wake.IsZero() || !released.IsZero() && released.Before(wake) {
+			wake = released
+		}
 		if wake.IsZero() {
 			return time.Hour
 		}
@@ -314,8 +334,8 @@ func (a *Agent) start(g plan.Gpulet, now time.Time) {
 // spare is the memory of a device that the plan gives to no other gpu-let than g; 0: not known.
 func (a *Agent) spare(g plan.Gpulet, dev plan.Device) int64 {
 	left := dev.MemBytes
-	for _, o := range a.plan.Gpulets {
-		if o.Host != g.Host || o.GPU != g.GPU {
+	for _, o := range a.desired().Gpulets {
+		if o.GPU != g.GPU {
 			continue
 		}
 		if o.MemBytes <= 0 {
@@ -404,7 +424,7 @@ func (a *Agent) hear(c *child, r plan.GpuletReport, now time.Time) {
 	if r.State == plan.Ready && c.State != plan.Ready {
 		c.detail = ""
 	}
-	c.Hear(now, r.State, r.Revision)
+	c.Hear(now, r)
 	c.last = r
 	if changed || now.Sub(c.put) >= gpuletEvery {
 		a.putGpulet(c, now)
@@ -415,7 +435,7 @@ func (a *Agent) hear(c *child, r plan.GpuletReport, now time.Time) {
 }
 
 func (a *Agent) exited(c *child, e event, now time.Time) {
-	c.proc = nil
+	c.proc, c.work, c.Loaded = nil, e.work, nil
 	asked := !c.DrainedAt.IsZero()
 	if deviceFailed(e.err) {
 		a.faults[c.GPU]++
@@ -425,6 +445,7 @@ func (a *Agent) exited(c *child, e event, now time.Time) {
 		c.Exit(now, a.cfg.Limits)
 	}
 	c.State = plan.Failed
+	a.accuse(c, e, now)
 	switch {
 	case asked && e.err == nil:
 		a.log.Info("gpu-let ended", "gpulet", c.Child.ID)
@@ -476,7 +497,7 @@ func (a *Agent) putGpulet(c *child, now time.Time) {
 func (a *Agent) describe(c *child, now time.Time) plan.GpuletReport {
 	r := c.last
 	r.ID, r.Host, r.GPU, r.Share = c.Child.ID, a.cfg.Host, c.GPU, c.Share
-	r.State, r.Revision, r.Restarts, r.Time = c.State, c.Revision, c.restarts, now
+	r.State, r.Revision, r.Restarts, r.Note, r.Time = c.State, c.Revision, c.restarts, c.note, now
 	r.Models = append([]plan.ModelReport{}, r.Models...)
 	if c.proc == nil {
 		r.PID, r.State = 0, plan.Failed
@@ -522,6 +543,9 @@ func (a *Agent) trouble() []string {
 		}
 	}
 	for id, c := range a.children {
+		if c.note != "" {
+			list = append(list, fmt.Sprintf("gpu-let %s: %s", id, c.note))
+		}
 		for _, m := range c.last.Models {
 			if m.Error != "" {
 				list = append(list, fmt.Sprintf("gpu-let %s: model %s: %s", id, m.Model, m.Error))

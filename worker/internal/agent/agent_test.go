@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
+	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
@@ -41,11 +42,12 @@ type board struct {
 	hosts    map[string]plan.HostReport
 	gpulets  map[string]plan.GpuletReport
 	profiles []string
+	suspects map[string]plan.Suspect
 	hooks    []func()
 }
 
 func newBoard() *board {
-	return &board{hosts: map[string]plan.HostReport{}, gpulets: map[string]plan.GpuletReport{}}
+	return &board{hosts: map[string]plan.HostReport{}, gpulets: map[string]plan.GpuletReport{}, suspects: map[string]plan.Suspect{}}
 }
 
 var errAway = errors.New("the bus is away")
@@ -95,6 +97,20 @@ func (b *board) DeleteGpulet(_ context.Context, id string) error {
 
 func (b *board) PutProfile(_ context.Context, p profile.Profile) error {
 	return b.do("profile "+p.Model, func() { b.profiles = append(b.profiles, p.Model) })
+}
+
+func (b *board) Suspect(_ context.Context, model string, seq uint64, _ time.Time) (plan.Suspect, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s, ok := b.suspects[fmt.Sprint(model, seq)]
+	if !ok {
+		return s, bus.ErrNotFound
+	}
+	return s, nil
+}
+
+func (b *board) PutSuspect(_ context.Context, s plan.Suspect) error {
+	return b.do("suspect", func() { b.suspects[fmt.Sprint(s.Model, s.Seq)] = s })
 }
 
 // published lists the models of all profiles that were ever published, sorted.
@@ -312,6 +328,32 @@ func TestForwardsLogLines(t *testing.T) {
 		t.Error(diff)
 	}
 	if got := p.words.String(); got != "last" {
+		t.Errorf("last words %q", got)
+	}
+}
+
+func TestLastWordsSurviveWhatTheRuntimeSaysAfterwards(t *testing.T) {
+	var w lastWords
+	for range 100 {
+		w.add("time=1 level=INFO msg=working")
+	}
+	w.add("terminate called: what(): bad tensor")
+	w.add("SIGABRT: abort")
+	for i := range 500 {
+		w.add(fmt.Sprintf("goroutine %d [running]:", i))
+	}
+	if got := w.String(); got != "terminate called: what(): bad tensor" {
+		t.Errorf("last words %q", got)
+	}
+	lines := strings.Split(w.tail(), "\n")
+	if len(lines) != keptLines+keptCrash || lines[4] != "terminate called: what(): bad tensor" || lines[5] != "SIGABRT: abort" {
+		t.Errorf("tail %q", lines)
+	}
+	var alone lastWords
+	alone.add("time=1 level=INFO msg=working")
+	alone.add("panic: index out of range")
+	alone.add("goroutine 1 [running]:")
+	if got := alone.String(); got != "panic: index out of range" {
 		t.Errorf("last words %q", got)
 	}
 }

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"maps"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -27,6 +29,11 @@ type metrics struct {
 	memory   *prometheus.Desc
 	faults   *prometheus.Desc
 
+	accused    *prometheus.Desc
+	rollbacks  *prometheus.Desc
+	kept       *prometheus.Desc
+	quarantine *prometheus.Desc
+
 	mu   sync.Mutex // guards last
 	last snapshot
 }
@@ -37,6 +44,9 @@ type snapshot struct {
 	gpulets  []plan.GpuletReport
 	planned  map[string]map[string]int // gpu-let → model → planned batch
 	faults   map[int]int               // by device
+
+	accused, rollbacks int
+	quarantine         []string // models
 }
 
 func newMetrics(host string) *metrics {
@@ -49,7 +59,7 @@ func newMetrics(host string) *metrics {
 		state:    desc("gpulet_state", "1 for the state that a gpu-let is in.", "gpulet", "state"),
 		restarts: desc("gpulet_restarts_total", "Processes started in place of one that exited.", "gpulet"),
 		loaded:   desc("model_loaded", "1 when a gpu-let serves a model, 0 when it should and cannot.", "gpulet", "model"),
-		requests: desc("requests_total", "Requests by what became of them: run, failed (of those), expired or rejected.", "gpulet", "model", "status"),
+		requests: desc("requests_total", "Requests by what became of them: run, failed (of those), expired, rejected or poisoned.", "gpulet", "model", "status"),
 		again:    desc("redelivered_requests_total", "Requests fetched that were delivered before, to a gpu-let that has not answered them.", "gpulet", "model"),
 		samples:  desc("samples_total", "Samples run.", "gpulet", "model"),
 		batches:  desc("batches_total", "Batches run.", "gpulet", "model"),
@@ -58,6 +68,11 @@ func newMetrics(host string) *metrics {
 		exec:     desc("batch_exec_seconds", "Moving average of a batch's time on the engine.", "gpulet", "model"),
 		memory:   desc("model_memory_bytes", "Device memory that a loaded model holds.", "gpulet", "model"),
 		faults:   desc("device_faults_total", "Gpu-lets that ended because their device failed.", "gpu"),
+
+		accused:    desc("suspect_requests_total", "Requests that were being worked on when a gpu-let died; each death counts."),
+		rollbacks:  desc("rollbacks_total", "Gpu-lets kept beyond their plan because what should replace them did not come up."),
+		kept:       desc("gpulet_kept", "1 while a gpu-let is kept because what should replace it does not come up, else 0.", "gpulet"),
+		quarantine: desc("model_quarantined", "1 while a model has a gpu-let of its own because those that it shared kept dying.", "model"),
 	}
 }
 
@@ -69,7 +84,7 @@ func (m *metrics) set(s snapshot) {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.revision, m.state, m.restarts, m.loaded, m.requests, m.again, m.samples, m.batches, m.fill, m.busy, m.exec, m.memory, m.faults} {
+	for _, d := range []*prometheus.Desc{m.revision, m.state, m.restarts, m.loaded, m.requests, m.again, m.samples, m.batches, m.fill, m.busy, m.exec, m.memory, m.faults, m.accused, m.rollbacks, m.kept, m.quarantine} {
 		ch <- d
 	}
 }
@@ -89,7 +104,13 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for gpu, n := range s.faults {
 		counter(m.faults, float64(n), strconv.Itoa(gpu))
 	}
+	counter(m.accused, float64(s.accused))
+	counter(m.rollbacks, float64(s.rollbacks))
+	for _, model := range s.quarantine {
+		gauge(m.quarantine, 1, model)
+	}
 	for _, g := range s.gpulets {
+		gauge(m.kept, one(isKept(g.Note)), g.ID)
 		for _, state := range []plan.GpuletState{plan.Starting, plan.Ready, plan.Draining, plan.Failed} {
 			gauge(m.state, one(g.State == state), g.ID, string(state))
 		}
@@ -100,6 +121,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			counter(m.requests, float64(r.Failed), g.ID, r.Model, "failed")
 			counter(m.requests, float64(r.Expired), g.ID, r.Model, "expired")
 			counter(m.requests, float64(r.Rejected), g.ID, r.Model, "rejected")
+			counter(m.requests, float64(r.Poisoned), g.ID, r.Model, "poisoned")
 			counter(m.again, float64(r.Redelivered), g.ID, r.Model)
 			counter(m.samples, float64(r.Samples), g.ID, r.Model)
 			counter(m.batches, float64(r.Batches), g.ID, r.Model)
@@ -126,6 +148,7 @@ func (a *Agent) snapshot() snapshot {
 	for _, d := range a.cfg.Inventory.Devices {
 		s.faults[d.Index] = a.faults[d.Index]
 	}
+	s.accused, s.rollbacks, s.quarantine = a.accused, a.rollbacks, slices.Sorted(maps.Keys(a.quarantine))
 	now := time.Now()
 	for id, c := range a.children {
 		s.gpulets = append(s.gpulets, a.describe(c, now))

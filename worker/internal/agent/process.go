@@ -8,11 +8,14 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 
 	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/worker/internal/blackbox"
 	"github.com/gpulet/gpulet/worker/internal/link"
 )
 
@@ -24,6 +27,8 @@ type event struct {
 	exited    bool
 	err       error // how it exited: nil for 0
 	lastWords string
+	tail      string          // of its log
+	work      []blackbox.Work // what it was working on when it ended
 }
 
 // process is a running gpu-let. Its goroutines end when it has exited and its event was taken.
@@ -34,6 +39,7 @@ type process struct {
 	gone     chan struct{} // closed when it has exited
 	log      *slog.Logger
 	words    lastWords
+	box      *blackbox.Box // nil: there is none
 }
 
 // startProcess starts cmd in a process group of its own, so that Ctrl-C on a terminal reaches only
@@ -52,10 +58,12 @@ func startProcess(id string, cmd *exec.Cmd, events chan<- event, log *slog.Logge
 	if err != nil {
 		return nil, err
 	}
+	p := &process{id: id, cmd: cmd, commands: make(chan link.Command, 64), gone: make(chan struct{}), log: log}
+	p.giveBox()
 	if err := cmd.Start(); err != nil {
+		p.closeBox()
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
-	p := &process{id: id, cmd: cmd, commands: make(chan link.Command, 64), gone: make(chan struct{}), log: log}
 	var readers sync.WaitGroup
 	readers.Go(func() { p.readReports(stdout, events) })
 	readers.Go(func() { p.forward(stderr, os.Stderr) })
@@ -64,9 +72,45 @@ func startProcess(id string, cmd *exec.Cmd, events chan<- event, log *slog.Logge
 		readers.Wait() // both pipes ended: the process has gone, or is about to
 		err := cmd.Wait()
 		close(p.gone)
-		events <- event{id: id, proc: p, exited: true, err: err, lastWords: p.words.String()}
+		e := event{id: id, proc: p, exited: true, err: err, lastWords: p.words.String(), tail: p.words.tail(), work: p.working()}
+		p.closeBox()
+		events <- e
 	}()
 	return p, nil
+}
+
+// boxFD is where a child finds its black box: after its standard streams.
+const boxFD = 3
+
+// giveBox gives the process a black box. One that has none can still serve.
+func (p *process) giveBox() {
+	box, err := blackbox.New()
+	if err != nil {
+		p.log.Warn("gpu-let gets no black box: if it dies, nobody will know over what", "gpulet", p.id, "error", err)
+		return
+	}
+	p.box = box
+	p.cmd.ExtraFiles = []*os.File{box.File()}
+	p.cmd.Env = append(p.cmd.Environ(), link.BoxVariable+"="+strconv.Itoa(boxFD))
+}
+
+// working is what the process is working on, or was when it ended. Only the goroutine that waits
+// for the process closes the box, after which there is nothing to read.
+func (p *process) working() []blackbox.Work {
+	if p.box == nil {
+		return nil
+	}
+	work, err := p.box.Read()
+	if err != nil {
+		p.log.Debug("black box not read", "gpulet", p.id, "error", err)
+	}
+	return work
+}
+
+func (p *process) closeBox() {
+	if p.box != nil {
+		p.box.Close()
+	}
 }
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
@@ -142,16 +186,22 @@ func (p *process) forward(stderr io.Reader, to io.Writer) {
 	}
 }
 
-// lastWords keeps the last lines of a log.
+// lastWords keeps the last lines of a log: those before a crash and the first ones of what the runtime
+// says of it, whose stacks and registers would push everything else out.
 type lastWords struct {
-	mu    sync.Mutex // guards lines
-	lines []string
+	mu      sync.Mutex // guards the fields below
+	lines   []string
+	crashed int // lines kept since the crash, its own first line included; 0: there was none
 }
 
 const (
 	keptLines = 5
+	keptCrash = 6
 	keptBytes = 500 // of a line
 )
+
+// crashes are what the first line of a crash begins with.
+var crashes = []string{"panic: ", "fatal error: ", "SIG", "unexpected fault address", "runtime: "}
 
 func (w *lastWords) add(line string) {
 	w.mu.Lock()
@@ -159,17 +209,44 @@ func (w *lastWords) add(line string) {
 	if len(line) > keptBytes {
 		line = line[:keptBytes] + "..."
 	}
-	w.lines = append(w.lines, line)
-	w.lines = w.lines[max(0, len(w.lines)-keptLines):]
+	begins := slices.ContainsFunc(crashes, func(c string) bool { return strings.HasPrefix(line, c) })
+	switch {
+	case w.crashed >= keptCrash:
+		return
+	case w.crashed > 0 || begins:
+		w.crashed++
+		w.lines = append(w.lines, line)
+	default:
+		w.lines = append(w.lines, line)
+		w.lines = w.lines[max(0, len(w.lines)-keptLines):]
+	}
 }
 
-// String is the last error line of the log: of a crash, what the runtime or a library wrote.
+// tail is everything that was kept.
+func (w *lastWords) tail() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.Join(w.lines, "\n")
+}
+
+// String is the last error line of the log: of a crash, what a library wrote before the runtime did,
+// else the runtime's first line.
 func (w *lastWords) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for i := len(w.lines) - 1; i >= 0; i-- {
-		if !strings.HasPrefix(w.lines[i], "time=") && !strings.HasPrefix(w.lines[i], "{") || strings.Contains(w.lines[i], "level=ERROR") {
-			return w.lines[i]
+	if before := len(w.lines) - w.crashed; w.crashed > 0 {
+		if line := lastError(w.lines[:before]); line != "" {
+			return line
+		}
+		return w.lines[before]
+	}
+	return lastError(w.lines)
+}
+
+func lastError(lines []string) string {
+	for i := len(lines) - 1; i >= 0; i-- {
+		if !strings.HasPrefix(lines[i], "time=") && !strings.HasPrefix(lines[i], "{") || strings.Contains(lines[i], "level=ERROR") {
+			return lines[i]
 		}
 	}
 	return ""

@@ -18,7 +18,7 @@ type next struct {
 // nothing is gained by deciding later. It is decided as if now were the moment when the executor is
 // expected to be free.
 func (l *loop) launchAhead(now time.Time) {
-	if !l.busy || l.next != nil || l.revoked {
+	if !l.busy || l.next != nil || l.revoked || l.trial != nil {
 		return
 	}
 	free := l.busyUntil

@@ -27,6 +27,7 @@ type bound struct {
 	loadAt  time.Time    // when to do that; zero: it is being done, or cannot be
 	again   lifecycle.Backoff
 
+	judging    int           // redelivered requests of which it is not known yet whether they kill
 	decoding   int           // images on their way to the batcher
 	decodeLead time.Duration // how long that takes them
 	pixels     [][]byte      // for pictures, all of one size

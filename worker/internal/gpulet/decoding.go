@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gpulet/gpulet/shared/tensor"
+	"github.com/gpulet/gpulet/worker/internal/blackbox"
 	"github.com/gpulet/gpulet/worker/internal/images"
 )
 
@@ -13,6 +14,7 @@ import (
 // decodes it, the loop takes it back: it belongs to one of them at a time.
 type picture struct {
 	req      *request
+	model    string
 	kind     string // wire.TypeJPEG, wire.TypePNG
 	data     []byte // the message's
 	to       images.Shape
@@ -33,17 +35,22 @@ type decoders struct {
 	mu      sync.Mutex // guards the fields below
 	queue   []*picture
 	running int
+	idle    []*witness // of goroutines that do not run
 }
 
 // maxDecoders bounds what a gpu-let takes of a large host, which it shares with others.
 const maxDecoders = 16
 
 // startDecoders starts none yet: a gpu-let that gets no images has no use for them.
-func startDecoders(d *images.Decoder, limit int) *decoders {
+func startDecoders(d *images.Decoder, limit int, box *blackbox.Recorder) *decoders {
 	if limit <= 0 {
 		limit = runtime.GOMAXPROCS(0)
 	}
-	return &decoders{decoder: d, limit: min(limit, maxDecoders), out: make(chan *picture, 256), quit: make(chan struct{})}
+	ds := &decoders{decoder: d, limit: min(limit, maxDecoders), out: make(chan *picture, 256), quit: make(chan struct{})}
+	for range ds.limit {
+		ds.idle = append(ds.idle, newWitness(box))
+	}
+	return ds
 }
 
 // add queues p. It does not block.
@@ -52,17 +59,19 @@ func (d *decoders) add(p *picture) {
 	defer d.mu.Unlock()
 	d.queue = append(d.queue, p)
 	if d.running < d.limit {
-		d.running++
-		d.working.Go(d.work)
+		last := len(d.idle) - 1
+		w := d.idle[last]
+		d.running, d.idle = d.running+1, d.idle[:last]
+		d.working.Go(func() { d.work(w) })
 	}
 }
 
-// next takes the oldest picture; nil ends the goroutine that asks.
-func (d *decoders) next() *picture {
+// next takes the oldest picture; nil ends the goroutine that asks, whose witness is w.
+func (d *decoders) next(w *witness) *picture {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.queue) == 0 {
-		d.running--
+		d.running, d.idle = d.running-1, append(d.idle, w)
 		d.queue = nil // lets go of what its array still points to
 		return nil
 	}
@@ -71,10 +80,12 @@ func (d *decoders) next() *picture {
 	return p
 }
 
-func (d *decoders) work() {
-	for p := d.next(); p != nil; p = d.next() {
+func (d *decoders) work(w *witness) {
+	for p := d.next(w); p != nil; p = d.next(w) {
 		if time.Now().Before(p.deadline) { // else the loop says so: nobody waits for it any more
+			w.begin(p.model, p.req)
 			p.err = d.decoder.Decode(p.pixels, p.data, p.kind, p.to)
+			w.end(nil)
 		}
 		select {
 		case d.out <- p:
@@ -104,7 +115,7 @@ func (l *loop) decodeImage(req *request, kind string) error {
 	req.pixels = m.takePixels(to.Bytes())
 	req.inputs = []tensor.Tensor{{Name: spec.Name, DType: spec.DType, Shape: append([]int64{1}, spec.Shape...), Data: req.pixels}}
 	m.decoding++
-	l.decoders.add(&picture{req: req, kind: kind, data: req.msg.Data, to: to, deadline: req.deadline, pixels: req.pixels})
+	l.decoders.add(&picture{req: req, model: m.name(), kind: kind, data: req.msg.Data, to: to, deadline: req.deadline, pixels: req.pixels})
 	return nil
 }
 

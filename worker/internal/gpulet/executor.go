@@ -1,17 +1,21 @@
 package gpulet
 
 import (
+	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/gpulet/gpulet/shared/tensor"
+	"github.com/gpulet/gpulet/worker/internal/blackbox"
 	"github.com/gpulet/gpulet/worker/internal/engine"
 )
 
 // run is requests that the engine executes together.
 type run struct {
-	model    *bound
+	model    *bound // the loop's
+	name     string // of the model
 	loaded   engine.Model
 	inputs   []engine.Input
 	requests []*request
@@ -50,12 +54,15 @@ func newStaging(latest time.Time) *staging {
 }
 
 // stage is what the staging thread does. It leaves alone what the executor has begun.
-func (s *staging) stage(r run) {
+func (s *staging) stage(r run, w *witness) {
 	if !s.claimed.CompareAndSwap(false, true) {
 		return
 	}
 	defer close(s.done)
-	if staged, err := r.loaded.Stage(r.inputs); err == nil {
+	w.begin(r.name, r.requests...)
+	staged, err := r.loaded.Stage(r.inputs)
+	w.end(err)
+	if err == nil {
 		s.staged = staged
 	}
 }
@@ -84,15 +91,19 @@ type executor struct {
 	out  chan outcome
 	quit chan struct{} // closed when nobody reads out any more
 	done sync.WaitGroup
+
+	running, staging *witness
 }
 
-func startExecutor() *executor {
+func startExecutor(box *blackbox.Recorder) *executor {
 	e := &executor{
 		// Two jobs of runs at a time; closing models may queue up behind them.
 		jobs: make(chan *job, 64),
 		next: make(chan *job, 64),
 		out:  make(chan outcome, 64),
 		quit: make(chan struct{}),
+
+		running: newWitness(box), staging: newWitness(box),
 	}
 	e.done.Go(e.loop)
 	e.done.Go(e.stage)
@@ -136,7 +147,7 @@ func (e *executor) abandon() {
 func (e *executor) stage() {
 	runtime.LockOSThread() // for good: the thread ends with the goroutine
 	for j := range e.next {
-		j.ahead.stage(j.runs[0])
+		j.ahead.stage(j.runs[0], e.staging)
 	}
 }
 
@@ -176,22 +187,22 @@ func (e *executor) turn(j *job) {
 	}
 }
 
-// execute runs r, which may have been staged. When the engine refuses a batch of several requests,
-// each is tried alone, so that a bad one does not fail its neighbours.
+// execute runs r, which may have been staged. A batch of several requests that the engine refuses is
+// halved until those that it refuses are alone, so that a bad one does not fail its neighbours.
 func (e *executor) execute(r run, staged engine.Staged, last bool) {
-	o := try(r, staged)
+	o := e.try(r, staged)
 	if o.err == nil || len(r.requests) == 1 || engine.CodeOf(o.err) == engine.EDEVICE {
 		o.last = last
 		e.send(o)
 		return
 	}
-	for i, req := range r.requests {
-		alone := newRun(r.model, r.loaded, []*request{req})
-		e.execute(alone, nil, last && i == len(r.requests)-1)
-	}
+	half := len(r.requests) / 2
+	e.execute(r.part(r.requests[:half]), nil, false)
+	e.execute(r.part(r.requests[half:]), nil, last)
 }
 
-func try(r run, staged engine.Staged) outcome {
+func (e *executor) try(r run, staged engine.Staged) outcome {
+	e.running.begin(r.name, r.requests...)
 	o := outcome{run: r, started: time.Now()}
 	if staged != nil {
 		o.result, o.err = staged.Run()
@@ -199,7 +210,25 @@ func try(r run, staged engine.Staged) outcome {
 		o.result, o.err = r.loaded.Run(r.inputs)
 	}
 	o.took = time.Since(o.started)
+	e.running.end(o.err)
+	if o.err == nil {
+		if o.err = complete(o.result.Outputs(), r.samples); o.err != nil {
+			o.result.Free()
+			o.result = nil
+		}
+	}
 	return o
+}
+
+// complete reports whether every output has a part for every sample: a model's own code decides that,
+// and one request of a batch may make it go wrong.
+func complete(outputs []tensor.Tensor, samples int) error {
+	for _, t := range outputs {
+		if len(t.Shape) == 0 || t.Shape[0] != int64(samples) {
+			return fmt.Errorf("output %q has the shape %v: expected %d samples in its first dimension", t.Name, t.Shape, samples)
+		}
+	}
+	return nil
 }
 
 func (e *executor) send(o outcome) {

@@ -12,8 +12,8 @@
 // beyond the next batch of a model (unless batches take less time than the way to the queue and
 // back), so that a request waits in the queue, where any gpu-let can take it, and not here. A
 // request is acknowledged after its reply was sent; whatever kills the process before that makes
-// the queue deliver it again. Redelivered requests run alone, so that one that brings a process
-// down takes no others with it a second time.
+// the queue deliver it again. Redelivered requests run alone, and one that was running when a process
+// died runs when nothing else is held, so that it takes no others with it a second time.
 //
 // The package does not know why it serves what it is told to serve, nor who started it.
 package gpulet
@@ -26,6 +26,7 @@ import (
 
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/worker/internal/blackbox"
 	"github.com/gpulet/gpulet/worker/internal/engine"
 	"github.com/gpulet/gpulet/worker/internal/link"
 )
@@ -49,7 +50,10 @@ type Config struct {
 	Decoders int
 	// Grace is how long draining may take; what is held then is left unacknowledged.
 	Grace time.Duration
-	Log   *slog.Logger
+	// Box is where what is being worked on is written down, for the agent to read if the process
+	// dies. Nil: nobody reads it.
+	Box *blackbox.Recorder
+	Log *slog.Logger
 }
 
 // ErrDevice is returned when the device broke: what was in flight is neither answered nor

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gpulet/gpulet/shared/batch"
+	"github.com/gpulet/gpulet/worker/internal/blackbox"
 	"github.com/gpulet/gpulet/worker/internal/engine"
 	"github.com/gpulet/gpulet/worker/internal/link"
 )
@@ -33,27 +34,29 @@ type loaded struct {
 	took  time.Duration
 }
 
-func startLoader(ctx context.Context, eng engine.Engine) *loader {
+func startLoader(ctx context.Context, eng engine.Engine, box *blackbox.Recorder) *loader {
 	l := &loader{
 		tasks: make(chan task, 1), results: make(chan loaded),
 		quit: make(chan struct{}), done: make(chan struct{}),
 	}
-	go l.loop(ctx, eng)
+	go l.loop(ctx, eng, newWitness(box))
 	return l
 }
 
-func (l *loader) loop(ctx context.Context, eng engine.Engine) {
+func (l *loader) loop(ctx context.Context, eng engine.Engine, w *witness) {
 	defer close(l.done)
 	// Loading runs the model to warm it up; LibTorch keeps threads for every thread that does.
 	runtime.LockOSThread()
 	for t := range l.tasks {
 		start := time.Now()
 		r := loaded{task: t, fresh: t.model == nil}
+		w.begin(t.spec.Model.Name)
 		if r.fresh {
 			r.model, r.err = eng.Load(ctx, t.spec)
 		} else {
 			r.err = t.model.Prepare(ctx, t.spec.Batches)
 		}
+		w.end(r.err)
 		r.took = time.Since(start)
 		select {
 		case l.results <- r:
@@ -274,9 +277,9 @@ func (l *loop) closeModels() {
 	}
 }
 
-// holds reports whether requests of the model are being decoded, in the batcher or with the executor.
+// holds reports whether requests of the model are being judged or decoded, in the batcher or with the executor.
 func (l *loop) holds(m *bound) bool {
-	if m.decoding > 0 || l.batcher.Held(m.name()) > 0 {
+	if m.judging > 0 || m.decoding > 0 || l.batcher.Held(m.name()) > 0 {
 		return true
 	}
 	if !l.busy {

@@ -39,6 +39,11 @@ type loop struct {
 	ahead     int            // batches of every model to hold
 	storing   sync.WaitGroup // results being stored, shared with their goroutines
 
+	judge    *judge
+	suspects []*request // to be tried, one at a time
+	trial    *request   // being tried; nil: none
+	paused   bool       // for them: nothing is fetched
+
 	loader  *loader
 	loading *bound         // being loaded or prepared now; nil: none
 	toClose []engine.Model // out of service
@@ -69,9 +74,11 @@ func (l *loop) run(ctx context.Context) error {
 	drain, abort, stop := lifecycle.Context(ctx, l.cfg.Grace)
 	defer stop()
 	loadCtx, stopLoading := context.WithCancel(abort)
-	l.exec = startExecutor()
-	l.decoders = startDecoders(images.New(engine.JPEG(l.cfg.Engine)), l.cfg.Decoders)
-	l.loader = startLoader(loadCtx, l.cfg.Engine)
+	l.exec = startExecutor(l.cfg.Box)
+	l.decoders = startDecoders(images.New(engine.JPEG(l.cfg.Engine)), l.cfg.Decoders, l.cfg.Box)
+	l.loader = startLoader(loadCtx, l.cfg.Engine, l.cfg.Box)
+	l.judge = startJudge(abort, l.cfg.Bus)
+	defer l.judge.stop()
 	l.timer = time.NewTimer(time.Hour)
 	defer l.timer.Stop()
 
@@ -132,6 +139,8 @@ func (l *loop) serve(drain, abort context.Context) error {
 			}
 		case p := <-l.decoders.out:
 			l.decoded(p)
+		case f := <-l.judge.out:
+			l.found(f)
 		case r := <-l.loader.results:
 			if err := l.hasLoaded(r); err != nil {
 				return err
@@ -176,6 +185,7 @@ func (l *loop) step() {
 	l.retire()
 	l.closeModels()
 	l.revoke(now)
+	l.try(now)
 	l.launch(now)
 	l.pull(now)
 	l.load(now)
@@ -245,7 +255,16 @@ func (l *loop) admit(m *bound, msg *bus.Msg, now time.Time) {
 		l.expire(req, now)
 		return
 	}
-	if kind, ok := wire.ImageType(msg.Get(wire.HeaderType)); ok {
+	if msg.Delivered > 1 {
+		l.question(req)
+		return
+	}
+	l.accept(req, now)
+}
+
+// accept decodes a request and puts it where the next batches are made of.
+func (l *loop) accept(req *request, now time.Time) {
+	if kind, ok := wire.ImageType(req.msg.Get(wire.HeaderType)); ok {
 		if err := l.decodeImage(req, kind); err != nil {
 			l.reject(req, err)
 		}
@@ -276,6 +295,9 @@ func (l *loop) hold(req *request, now time.Time) {
 // forget lets go of a request that was answered or given back. Nothing reads its inputs any more.
 func (l *loop) forget(req *request) {
 	delete(l.open, req)
+	if l.trial == req {
+		l.trial = nil
+	}
 	req.model.givePixels(req.pixels)
 	req.pixels, req.inputs = nil, nil
 }
@@ -317,7 +339,7 @@ func (l *loop) drain() {
 
 // arm sets the timer to the next moment at which step has something to do.
 func (l *loop) arm(now time.Time) {
-	at := l.wake
+	at := earlier(l.wake, l.suspectTime())
 	for _, m := range l.order {
 		at = earlier(at, m.loadAt)
 		at = earlier(at, l.pullTime(m))

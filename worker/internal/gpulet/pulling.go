@@ -10,7 +10,7 @@ import (
 
 // pull asks the queues for the next batch of every model, once the executor is about to be free.
 func (l *loop) pull(now time.Time) {
-	if l.draining {
+	if l.draining || l.paused {
 		return
 	}
 	l.ahead = l.batchesAhead()
@@ -19,7 +19,7 @@ func (l *loop) pull(now time.Time) {
 		if at := l.pullTime(m); at.IsZero() || at.After(now) {
 			continue
 		}
-		if n := w.N - m.decoding; n > 0 {
+		if n := w.N - m.decoding - m.judging; n > 0 {
 			l.ask(m, m.toAsk(n), now)
 		}
 	}
@@ -27,7 +27,7 @@ func (l *loop) pull(now time.Time) {
 
 // pullTime is when the model may pull; zero: not before something else happens.
 func (l *loop) pullTime(m *bound) time.Time {
-	if m.puller == nil || m.pulling || l.draining || l.batcher.Held(m.name())+m.decoding >= l.ahead*m.batch() {
+	if m.puller == nil || m.pulling || l.draining || l.paused || l.batcher.Held(m.name())+m.decoding+m.judging >= l.ahead*m.batch() {
 		return time.Time{}
 	}
 	at := m.pullAt
@@ -155,7 +155,7 @@ func (l *loop) pullEnded(m *bound, err error, now time.Time) {
 
 // startPulling lets the model take requests.
 func (l *loop) startPulling(m *bound) {
-	if m.puller != nil && m.rank == m.Rank || l.draining {
+	if m.puller != nil && m.rank == m.Rank || l.draining || l.paused {
 		return
 	}
 	l.stopPulling(m)

@@ -48,24 +48,16 @@ func (l *loop) reply(o outcome, req *request, outputs []tensor.Tensor, from int)
 			Plan:      l.revision,
 		},
 	}
-	var err error
-	if rep.Outputs, err = slice(outputs, req, from, o.samples); err != nil {
-		req.model.counts.Failed++
-		l.refuse(req, wire.Failed, err.Error())
-		return
-	}
+	rep.Outputs = slice(outputs, req, from, o.samples)
 	l.send(req, rep)
 }
 
 // slice cuts a request's samples out of the outputs of a batch.
-func slice(outputs []tensor.Tensor, req *request, from, samples int) ([]tensor.Tensor, error) {
+func slice(outputs []tensor.Tensor, req *request, from, samples int) []tensor.Tensor {
 	parts := make([]tensor.Tensor, 0, len(outputs))
 	for _, t := range outputs {
 		if len(req.outputs) > 0 && !slices.Contains(req.outputs, t.Name) {
 			continue
-		}
-		if len(t.Shape) == 0 || t.Shape[0] != int64(samples) {
-			return nil, fmt.Errorf("output %q has the shape %v: expected %d samples in its first dimension", t.Name, t.Shape, samples)
 		}
 		each := len(t.Data) / samples
 		t.Data = t.Data[from*each : (from+req.samples)*each]
@@ -75,7 +67,7 @@ func slice(outputs []tensor.Tensor, req *request, from, samples int) ([]tensor.T
 		}
 		parts = append(parts, t)
 	}
-	return parts, nil
+	return parts
 }
 
 // refuse answers a request with an error and acknowledges it.

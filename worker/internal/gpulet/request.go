@@ -68,9 +68,12 @@ func (r *request) id() string {
 	return strconv.FormatUint(r.msg.Seq, 10)
 }
 
+// part is a run of some of r's requests.
+func (r run) part(requests []*request) run { return newRun(r.model, r.name, r.loaded, requests) }
+
 // newRun gathers the inputs of requests that fit together.
-func newRun(m *bound, loaded engine.Model, requests []*request) run {
-	r := run{model: m, loaded: loaded, requests: requests}
+func newRun(m *bound, name string, loaded engine.Model, requests []*request) run {
+	r := run{model: m, name: name, loaded: loaded, requests: requests}
 	for _, req := range requests {
 		r.samples += req.samples
 	}
@@ -114,7 +117,7 @@ func newRuns(m *bound, items []batch.Item) []run {
 	}
 	runs := make([]run, len(groups))
 	for i, g := range groups {
-		runs[i] = newRun(m, m.loaded, g)
+		runs[i] = newRun(m, m.name(), m.loaded, g)
 	}
 	return runs
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/tensor"
 	"github.com/gpulet/gpulet/shared/wire"
+	"github.com/gpulet/gpulet/worker/internal/blackbox"
 	"github.com/gpulet/gpulet/worker/internal/engine"
 	"github.com/gpulet/gpulet/worker/internal/gpulet"
 	"github.com/gpulet/gpulet/worker/internal/link"
@@ -64,6 +65,7 @@ type rigOptions struct {
 	serving engine.Engine // nil: the doubler
 	archive string        // of models, for that engine
 	verbose bool
+	box     *blackbox.Recorder
 }
 
 // served is a running gpu-let.
@@ -172,7 +174,7 @@ func (r *rig) start(models ...string) *served {
 	}
 	cfg := gpulet.Config{
 		ID: "g" + strconv.Itoa(len(r.gpulets)), Host: "h", Share: 50, Device: "cpu", Engine: eng, Bus: worker,
-		Commands: s.commands, Report: s.reported, Grace: r.options.grace,
+		Commands: s.commands, Report: s.reported, Grace: r.options.grace, Box: r.options.box,
 		Log: slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	go func() { s.err <- gpulet.Run(ctx, cfg) }()
@@ -363,6 +365,7 @@ type doubler struct {
 
 	staging   gate // of Stage
 	preparing gate // of Prepare
+	stall     gate // of a run with the value stalls
 
 	mu       sync.Mutex // guards the fields below
 	broken   map[string]error
@@ -375,6 +378,7 @@ type doubler struct {
 	held     int           // of these, not freed
 	ahead    int           // of these, run
 	worst    int           // most samples of a run
+	runs     int
 }
 
 // prepares makes preparing models fail from now on; nil mends it.
@@ -476,6 +480,7 @@ const (
 	tooMany = float32(-3) // the output has too many samples
 	// unstageable makes staging fail where it comes first; it runs all the same.
 	unstageable = float32(-4)
+	stalls      = float32(-5) // waits at the gate of its name
 )
 
 func (m *doubling) Run(in []engine.Input) (engine.Result, error) {
@@ -486,6 +491,7 @@ func (m *doubling) Run(in []engine.Input) (engine.Result, error) {
 	if !m.d.null {
 		m.d.mu.Lock()
 		m.d.worst = max(m.d.worst, int(n))
+		m.d.runs++
 		m.d.mu.Unlock()
 	}
 	if m.d.null {
@@ -512,6 +518,8 @@ func (m *doubling) Run(in []engine.Input) (engine.Result, error) {
 				return nil, &engine.Error{Code: engine.ERUN, Msg: "poisoned sample"}
 			case lost:
 				return nil, &engine.Error{Code: engine.EDEVICE, Msg: "device lost"}
+			case stalls:
+				m.d.stall.pass()
 			case tooMany:
 				y.Shape[0]++
 			}

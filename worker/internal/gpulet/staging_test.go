@@ -29,7 +29,7 @@ func (m *stageable) Stage([]engine.Input) (engine.Staged, error) {
 func TestTheExecutorGetsWhatWasStaged(t *testing.T) {
 	m := &stageable{}
 	s := newStaging(time.Time{})
-	s.stage(run{loaded: m})
+	s.stage(run{loaded: m}, newWitness(nil))
 	if s.take() == nil || m.calls != 1 {
 		t.Errorf("staged %d times and not handed over", m.calls)
 	}
@@ -41,7 +41,7 @@ func TestTheExecutorDoesNotWaitForWhatIsNotBegun(t *testing.T) {
 	if s.take() != nil {
 		t.Error("got what nobody staged")
 	}
-	s.stage(run{loaded: m})
+	s.stage(run{loaded: m}, newWitness(nil))
 	if m.calls != 0 {
 		t.Error("staged what the executor had begun")
 	}
@@ -49,7 +49,7 @@ func TestTheExecutorDoesNotWaitForWhatIsNotBegun(t *testing.T) {
 
 func TestWhatCannotBeStagedRunsAllTheSame(t *testing.T) {
 	s := newStaging(time.Time{})
-	s.stage(run{loaded: &stageable{err: errors.New("no memory")}})
+	s.stage(run{loaded: &stageable{err: errors.New("no memory")}}, newWitness(nil))
 	if s.take() != nil {
 		t.Error("got what could not be staged")
 	}

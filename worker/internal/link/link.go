@@ -19,6 +19,10 @@ import (
 	"github.com/gpulet/gpulet/shared/plan"
 )
 
+// BoxVariable names the environment variable by which an agent tells a gpu-let the file descriptor
+// of its black box.
+const BoxVariable = "GPULET_BLACK_BOX"
+
 // Op is what a command asks for.
 type Op string
 

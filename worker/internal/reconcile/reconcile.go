@@ -5,7 +5,10 @@
 // written down as a test. It starts and signals nothing itself.
 //
 // Make before break: what the plan no longer wants, be it a gpu-let or a model on one, is kept until
-// everything it does want on this host is ready, or has failed.
+// everything it does want on this host is ready, or has failed. What has failed does not replace what
+// serves: an old gpu-let, or an old model on one, stays as long as a gpu-let that the plan wants to serve
+// the same model does not come up. Only when that one lacks memory does the old one on the same GPU
+// make room: then there is a gap, since otherwise there would be no new one at all.
 //
 // The GPU is the fault domain: under MPS, a fault in one process breaks the context of every other
 // on its GPU, and the GPU takes no new process until all of them have ended. So when a gpu-let ends
@@ -13,6 +16,7 @@
 package reconcile
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -34,6 +38,8 @@ type Child struct {
 	Revision   uint64            // as it last reported: what it serves
 	Assigned   uint64            // the revision it was last told to serve; 0: none yet
 	Models     []plan.Assignment // what it was last told to serve
+	Loaded     []string          // as it last reported: the models that it does serve
+	Short      bool              // as it last reported: memory is why it does not serve all
 	StartedAt  time.Time
 	Heard      time.Time // its last sign of life, at first its start
 	ReadyAt    time.Time // when it became ready; zero: not yet
@@ -51,6 +57,9 @@ type Limits struct {
 	BackoffMin, BackoffMax time.Duration
 	// Stable is how long a gpu-let must have been ready for its crashes to be forgotten.
 	Stable time.Duration
+	// Proven is how long a gpu-let that has crashed again and again must have been ready to replace
+	// another.
+	Proven time.Duration
 	// Drain is how long a gpu-let may take to drain before it is killed.
 	Drain time.Duration
 	// Silence is how long a gpu-let may say nothing before it is killed.
@@ -62,6 +71,7 @@ var DefaultLimits = Limits{
 	BackoffMin: time.Second,
 	BackoffMax: 30 * time.Second,
 	Stable:     time.Minute,
+	Proven:     10 * time.Second,
 	Drain:      30 * time.Second,
 	Silence:    20 * time.Second,
 }
@@ -86,6 +96,8 @@ type Action struct {
 	Gpulet plan.Gpulet // of Start and Assign
 	Until  time.Time   // of Wait
 	Reason string
+	// Kept says of Wait that the child serves what the plan wants others to serve, who do not come up.
+	Kept bool
 }
 
 // Next returns what to do now, by gpu-let id. Doing it and calling Next again leads to the plan.
@@ -190,33 +202,120 @@ func (d *decision) child(c Child, settled bool) {
 		d.draining(c)
 	case d.now.Sub(c.Heard) >= d.lim.Silence:
 		d.do(Action{Verb: Kill, ID: c.ID, Reason: "says nothing"})
-	case !wanted && settled:
-		d.do(Action{Verb: Drain, ID: c.ID, Reason: "not in the plan"})
-	case !wanted:
+	case !wanted && !settled:
 		d.wait(c, c.Heard.Add(d.lim.Silence), "not in the plan, but the new gpu-lets are not ready")
-	case c.Assigned != d.want.Revision:
+	case !wanted:
+		d.leave(c)
+	case c.Assigned != d.want.Revision, len(dropped(g.Models, c.Models)) > 0:
 		d.assign(c, g, settled)
 	case settled && len(dropped(c.Models, g.Models)) > 0:
-		d.do(Action{Verb: Assign, ID: c.ID, Gpulet: g, Reason: "old models are served elsewhere"})
+		d.drop(c, g)
 	default:
 		d.wait(c, c.Heard.Add(d.lim.Silence), "as planned")
 	}
 }
 
+// leave drains a child that the plan does not want, unless it is needed.
+func (d *decision) leave(c Child) {
+	if why, until := d.needed(c, c.Models); why != "" {
+		d.keep(c, until, why)
+		return
+	}
+	d.do(Action{Verb: Drain, ID: c.ID, Reason: "not in the plan"})
+}
+
+// drop takes those old models off a child that are not needed there.
+func (d *decision) drop(c Child, g plan.Gpulet) {
+	old := dropped(c.Models, g.Models)
+	kept, why, until := d.neededOf(c, old)
+	if len(kept) == len(old) {
+		d.keep(c, until, why)
+		return
+	}
+	g.Models = append(slices.Clone(g.Models), kept...)
+	d.do(Action{Verb: Assign, ID: c.ID, Gpulet: g, Reason: "old models are served elsewhere"})
+}
+
 // assign keeps the models that go until the others are in place.
 func (d *decision) assign(c Child, g plan.Gpulet, settled bool) {
 	a := Action{Verb: Assign, ID: c.ID, Gpulet: g, Reason: "new revision"}
-	if old := dropped(c.Models, g.Models); len(old) > 0 && !settled {
+	old := dropped(c.Models, g.Models)
+	if settled {
+		old, _, _ = d.neededOf(c, old)
+	}
+	if len(old) > 0 {
 		a.Gpulet.Models = append(slices.Clone(g.Models), old...)
 		a.Reason = "new revision, old models kept until others serve them"
 	}
 	d.do(a)
 }
 
+func (d *decision) keep(c Child, until time.Time, why string) {
+	if silent := c.Heard.Add(d.lim.Silence); until.IsZero() || silent.Before(until) {
+		until = silent
+	}
+	d.do(Action{Verb: Wait, ID: c.ID, Until: until, Reason: why, Kept: true})
+}
+
+// neededOf returns those of models that are needed on c, and of the first why and until when at least.
+func (d *decision) neededOf(c Child, models []plan.Assignment) (needed []plan.Assignment, why string, until time.Time) {
+	for _, a := range models {
+		reason, at := d.needed(c, []plan.Assignment{a})
+		if reason == "" {
+			continue
+		}
+		if needed = append(needed, a); why == "" {
+			why, until = reason, at
+		}
+	}
+	return needed, why, until
+}
+
+// needed returns why c has to go on serving models, and when that may change by itself: a gpu-let
+// that the plan wants to serve one of those does not. Empty: nothing needs it.
+func (d *decision) needed(c Child, models []plan.Assignment) (why string, until time.Time) {
+	for _, a := range models {
+		if !slices.Contains(c.Loaded, a.Model) {
+			continue
+		}
+		for _, g := range d.want.Gpulets {
+			if g.ID == c.ID || !serves(g.Models, a.Model) {
+				continue
+			}
+			n, known := d.byID[g.ID]
+			if known && !samePlace(n, g) {
+				continue // it cannot start before that one has gone, which may wait for c in turn
+			}
+			ok, at := d.replaces(n, a.Model)
+			if ok || n.Short && n.GPU == c.GPU {
+				continue // or it has to make room
+			}
+			return fmt.Sprintf("kept: %s, which is to serve %s, does not come up", g.ID, a.Model), at
+		}
+	}
+	return "", time.Time{}
+}
+
+// replaces reports whether a child serves a model and may be relied upon, and else when that may
+// change by itself.
+func (d *decision) replaces(n Child, model string) (ok bool, at time.Time) {
+	if !slices.Contains(n.Loaded, model) || n.ReadyAt.IsZero() || !n.ExitedAt.IsZero() || !n.KilledAt.IsZero() || !n.DrainedAt.IsZero() {
+		return false, time.Time{}
+	}
+	if proven := n.ReadyAt.Add(d.lim.Proven); n.Crashes > 1 && d.now.Before(proven) {
+		return false, proven
+	}
+	return true, time.Time{}
+}
+
+func serves(models []plan.Assignment, model string) bool {
+	return slices.ContainsFunc(models, func(a plan.Assignment) bool { return a.Model == model })
+}
+
 // dropped returns the assignments of models that are in old and not in new.
 func dropped(old, new []plan.Assignment) (gone []plan.Assignment) {
 	for _, a := range old {
-		if !slices.ContainsFunc(new, func(b plan.Assignment) bool { return b.Model == a.Model }) {
+		if !serves(new, a.Model) {
 			gone = append(gone, a)
 		}
 	}
@@ -283,8 +382,15 @@ func (c *Child) Exit(now time.Time, lim Limits) {
 }
 
 // Hear notes a report.
-func (c *Child) Hear(now time.Time, state plan.GpuletState, revision uint64) {
-	c.Heard, c.State, c.Revision = now, state, revision
+func (c *Child) Hear(now time.Time, r plan.GpuletReport) {
+	state := r.State
+	c.Heard, c.State, c.Revision, c.Loaded, c.Short = now, state, r.Revision, nil, false
+	for _, m := range r.Models {
+		if m.Loaded {
+			c.Loaded = append(c.Loaded, m.Model)
+		}
+		c.Short = c.Short || m.OutOfMemory && !m.Loaded
+	}
 	switch {
 	case state != plan.Ready:
 		c.ReadyAt = time.Time{}

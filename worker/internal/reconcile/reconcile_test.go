@@ -28,7 +28,8 @@ var (
 //
 //	plan REV ID=model,model ...    the plan's gpu-lets (share 50; ID@20=... has share 20; ID@20/1=... is on GPU 1)
 //	at 3s                          sets the clock
-//	ready ID... | failed ID...     the child reports so, serving what it was last told
+//	ready ID... | failed ID...     the child reports so, serving what it was last told, or nothing
+//	short ID...                    the child reports that it failed for lack of memory
 //	alive ID...                    the child repeats its last report
 //	exit ID...                     the process ends
 //	fault ID...                    the process ends because its device failed
@@ -94,7 +95,7 @@ func (h *host) run(t *testing.T, out *strings.Builder, cmd string, args []string
 		h.now = epoch.Add(d)
 	case "plan":
 		h.plan(t, args)
-	case "ready", "failed", "alive", "exit", "fault":
+	case "ready", "failed", "short", "alive", "exit", "fault":
 		for _, id := range args {
 			i := h.index(id)
 			if i < 0 {
@@ -146,16 +147,33 @@ func (h *host) plan(t *testing.T, args []string) {
 func (h *host) event(what string, c *reconcile.Child) {
 	switch what {
 	case "ready":
-		c.Hear(h.now, plan.Ready, c.Assigned)
+		c.Hear(h.now, report(c, plan.Ready, true))
 	case "failed":
-		c.Hear(h.now, plan.Failed, c.Assigned)
+		c.Hear(h.now, report(c, plan.Failed, false))
+	case "short":
+		r := report(c, plan.Failed, false)
+		for i := range r.Models {
+			r.Models[i].OutOfMemory = true
+		}
+		c.Hear(h.now, r)
 	case "alive":
-		c.Hear(h.now, c.State, c.Revision)
+		r := report(c, c.State, c.State == plan.Ready)
+		r.Revision = c.Revision
+		c.Hear(h.now, r)
 	case "exit":
 		c.Exit(h.now, h.lim)
 	case "fault":
 		c.Fault(h.now, h.lim)
 	}
+}
+
+// report is what a child says that has loaded everything or nothing.
+func report(c *reconcile.Child, state plan.GpuletState, loaded bool) plan.GpuletReport {
+	r := plan.GpuletReport{State: state, Revision: c.Assigned}
+	for _, a := range c.Models {
+		r.Models = append(r.Models, plan.ModelReport{Model: a.Model, Loaded: loaded})
+	}
+	return r
 }
 
 func (h *host) index(id string) int {

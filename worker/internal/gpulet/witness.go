@@ -1,0 +1,31 @@
+package gpulet
+
+import (
+	"github.com/gpulet/gpulet/worker/internal/blackbox"
+	"github.com/gpulet/gpulet/worker/internal/engine"
+)
+
+// witness writes down what one goroutine works on, for whoever has to explain why the process died.
+type witness struct {
+	slot *blackbox.Slot
+	work []blackbox.Request // kept between batches
+}
+
+func newWitness(r *blackbox.Recorder) *witness { return &witness{slot: r.Slot()} }
+
+// begin says that requests of a model are worked on from now on; without requests, the model itself.
+func (w *witness) begin(model string, requests ...*request) {
+	w.work = w.work[:0]
+	for _, req := range requests {
+		w.work = append(w.work, blackbox.Request{Seq: req.msg.Seq, Stored: req.msg.Stored})
+	}
+	w.slot.Begin(blackbox.Work{Model: model, Requests: w.work})
+}
+
+// end says that they are done, or that err came of it. Over a device that failed, the process is about to
+// end: what it failed under stays written down.
+func (w *witness) end(err error) {
+	if engine.CodeOf(err) != engine.EDEVICE {
+		w.slot.End()
+	}
+}
