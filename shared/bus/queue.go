@@ -9,11 +9,12 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gpulet/gpulet/shared/life"
 )
 
 // Properties of every queue.
 const (
-	maxDeliver = 3
 	dedupe     = 10 * time.Second
 	maxWaiting = 2048 // parked pulls: gpu-lets that may serve the same model
 )
@@ -136,7 +137,7 @@ func (q Queue) stream() jetstream.StreamConfig {
 func (q Queue) consumer() jetstream.ConsumerConfig {
 	return jetstream.ConsumerConfig{
 		Durable: Consumer, AckPolicy: jetstream.AckExplicitPolicy, AckWait: q.AckWait,
-		MaxDeliver: maxDeliver, MaxAckPending: q.MaxAckPending, MaxWaiting: maxWaiting,
+		MaxDeliver: life.MaxDeliver, MaxAckPending: q.MaxAckPending, MaxWaiting: maxWaiting,
 		PriorityPolicy: jetstream.PriorityPolicyPrioritized, PriorityGroups: []string{PriorityGroup},
 	}
 }

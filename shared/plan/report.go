@@ -70,6 +70,8 @@ type ModelReport struct {
 	Expired     uint64 `json:"expired"`
 	Failed      uint64 `json:"failed"`
 	Rejected    uint64 `json:"rejected"` // bad requests
+	// Answers are the requests that were answered, by status: the terminal states of docs/protocol.md.
+	Answers map[string]uint64 `json:"answers,omitempty"`
 	// Redelivered are requests that were delivered to a gpu-let before, which did not answer them.
 	Redelivered uint64  `json:"redelivered"`
 	ExecMs      float64 `json:"exec_ms"` // moving average of a batch's time on the engine

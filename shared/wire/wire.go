@@ -43,6 +43,11 @@ const (
 	Poisoned     Status = "poisoned"
 )
 
+// Statuses lists them all, StatusOK first, in the order of tables.
+func Statuses() []Status {
+	return []Status{StatusOK, BadRequest, UnknownModel, Overloaded, Unavailable, Expired, Cancelled, Failed, Poisoned}
+}
+
 // Version is the version of the request and reply bodies that this build speaks.
 const Version = 1
 

@@ -1,8 +1,8 @@
 // Package inbox sends requests to the queue and gives every reply to the one who waits for it.
 //
 // Delivery on the bus is at least once, and a client may have left before its reply comes. The
-// Inbox owns the table of pending requests, and nothing else decides which reply counts: the first
-// one. It knows nothing of HTTP or of what a reply says.
+// Inbox owns the table of pending requests; which of the words about a request counts is the rule of
+// package life. It knows nothing of HTTP or of what a reply says.
 package inbox
 
 import (
@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/life"
 )
 
 // ErrExpired: the deadline passed before a reply came. The request may still be run.
@@ -68,8 +69,8 @@ func (i *Inbox) Close() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.down = true
-	for n, c := range i.pending {
-		i.settle(n, c, outcome{err: ErrClosed}, abandoned)
+	for n := range i.pending {
+		i.hear(n, life.Leave, outcome{err: ErrClosed})
 	}
 }
 
@@ -89,7 +90,7 @@ type Call struct {
 
 	inbox  *Inbox
 	number uint64
-	result chan outcome // holds one; only settle sends
+	result chan outcome // holds one; only hear sends
 }
 
 type outcome struct {
@@ -109,11 +110,11 @@ func (i *Inbox) Send(m *bus.Message) (*Call, error) {
 	m.ReplyTo = i.replies.Address(strconv.FormatUint(c.number, 36))
 	err = i.bus.PublishAsync(m, func(err error) {
 		if err != nil {
-			i.refused(c, err)
+			i.end(c, life.Refusal, err)
 		}
 	})
 	if err != nil {
-		i.abandon(c)
+		i.end(c, life.Refusal, err)
 		return nil, err
 	}
 	return c, nil
@@ -139,94 +140,84 @@ func (i *Inbox) open() (*Call, error) {
 func (c *Call) Wait(ctx context.Context, deadline time.Time) (bus.Reply, error) {
 	timer := time.NewTimer(time.Until(deadline))
 	defer timer.Stop()
-	var err error
 	select {
 	case o := <-c.result:
 		return o.reply, o.err
 	case <-timer.C:
-		err = ErrExpired
+		c.inbox.end(c, life.Leave, ErrExpired)
 	case <-ctx.Done():
-		err = context.Cause(ctx)
+		c.inbox.end(c, life.Leave, context.Cause(ctx))
 	}
-	if !c.inbox.abandon(c) { // settled in this very moment: an answer beats a timeout
-		o := <-c.result
-		return o.reply, o.err
-	}
-	return bus.Reply{}, err
+	o := <-c.result // an answer that came in this very moment beats the end of the wait
+	return o.reply, o.err
 }
 
 // receive is the only place where replies come in.
 func (i *Inbox) receive(r bus.Reply) {
-	n, err := strconv.ParseUint(r.Token, 36, 64)
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if c, waiting := i.pending[n]; err == nil && waiting {
-		i.settle(n, c, outcome{reply: r}, answered)
+	n, err := strconv.ParseUint(r.Token, 36, 64)
+	if err != nil {
+		i.stats.Strays++
 		return
 	}
-	switch fate := i.closed.of(n); {
-	case err != nil || fate == unknown:
-		i.stats.Strays++
-	case fate == answered:
+	switch fate := i.fate(n); {
+	case i.hear(n, life.Reply, outcome{reply: r}):
+	case fate == life.Settled:
 		i.stats.Duplicates++
-	default:
+	case fate == life.Abandoned:
 		i.stats.Late++
+	default:
+		i.stats.Strays++
 	}
 }
 
-func (i *Inbox) refused(c *Call, err error) {
+// end ends the wait for c with err, unless it has ended.
+func (i *Inbox) end(c *Call, w life.Word, err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if _, waiting := i.pending[c.number]; waiting {
-		i.settle(c.number, c, outcome{err: err}, abandoned)
-	}
+	i.hear(c.number, w, outcome{err: err})
 }
 
-// abandon takes c out of the table; false means that it has been settled.
-func (i *Inbox) abandon(c *Call) bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if _, waiting := i.pending[c.number]; !waiting {
+// fate is what has become of request n; i.mu is held.
+func (i *Inbox) fate(n uint64) life.Fate {
+	if i.pending[n] != nil {
+		return life.Waiting
+	}
+	return i.closed.of(n)
+}
+
+// hear takes a word about request n in, and reports whether it ended it with o; i.mu is held. The
+// channel has room: one word is accepted.
+func (i *Inbox) hear(n uint64, w life.Word, o outcome) bool {
+	next, accepted := i.fate(n).Hear(w)
+	if !accepted {
 		return false
 	}
-	delete(i.pending, c.number)
-	i.closed.put(c.number, abandoned)
+	c := i.pending[n]
+	delete(i.pending, n)
+	i.closed.put(n, next)
+	c.result <- o
 	return true
 }
-
-// settle ends a pending call; i.mu is held. The channel has room: a call is settled once.
-func (i *Inbox) settle(n uint64, c *Call, o outcome, f fate) {
-	delete(i.pending, n)
-	i.closed.put(n, f)
-	c.result <- o
-}
-
-// fate is how a request ended, as far as replies are concerned.
-type fate uint8
-
-const (
-	unknown fate = iota
-	answered
-	abandoned
-)
 
 // remembered is how many ended requests are told apart; a reply to an older one is a stray.
 const remembered = 1 << 14
 
-// closedRing remembers the fate of the last requests by their number.
+// closedRing remembers the fate of the last requests that have ended, by their number.
 type closedRing [remembered]struct {
 	number uint64
-	fate   fate
+	fate   life.Fate
 }
 
-func (r *closedRing) put(n uint64, f fate) {
+func (r *closedRing) put(n uint64, f life.Fate) {
 	slot := &r[n%remembered]
 	slot.number, slot.fate = n, f
 }
 
-func (r *closedRing) of(n uint64) fate {
+func (r *closedRing) of(n uint64) life.Fate {
 	if slot := &r[n%remembered]; slot.number == n {
 		return slot.fate
 	}
-	return unknown
+	return life.Unknown
 }

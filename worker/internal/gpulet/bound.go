@@ -18,6 +18,7 @@ type bound struct {
 	link.Assignment
 	estimate *estimate
 	counts   plan.ModelReport
+	answers  answers
 
 	loaded  engine.Model // nil: not (yet)
 	spec    engine.Spec  // that loaded was loaded with, and all batches that it was prepared for
@@ -133,6 +134,7 @@ func sameModel(a, b engine.Spec) bool {
 // report is what is told of the model.
 func (m *bound) report() plan.ModelReport {
 	r := m.counts
+	r.Answers = m.answers.counts()
 	r.Loaded = m.loaded != nil
 	r.Error = m.problem
 	r.OutOfMemory = m.short
