@@ -11,12 +11,13 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gpulet/gpulet/shared/life"
+	"github.com/gpulet/gpulet/shared/model"
 )
 
 // Properties of every queue.
 const (
-	dedupe     = 10 * time.Second
-	maxWaiting = 2048 // parked pulls: gpu-lets that may serve the same model
+	dedupe     = 10 * time.Second // at least; longer where requests may take longer
+	maxWaiting = 2048             // parked pulls: gpu-lets that may serve the same model
 )
 
 // Queue is how a model's requests are held.
@@ -130,7 +131,7 @@ func (q Queue) stream() jetstream.StreamConfig {
 		Name: StreamName(q.Model), Description: "requests to " + q.Model,
 		Subjects: []string{Subject(q.Model)}, Retention: jetstream.WorkQueuePolicy, Storage: storage,
 		Discard: jetstream.DiscardNew, MaxMsgs: q.MaxMsgs, MaxBytes: q.MaxBytes, MaxAge: q.MaxAge,
-		Duplicates: min(dedupe, q.MaxAge), Replicas: max(q.Replicas, 1),
+		Duplicates: min(max(dedupe, q.MaxAge-model.QueueGrace), q.MaxAge), Replicas: max(q.Replicas, 1),
 	}
 }
 

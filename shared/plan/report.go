@@ -72,6 +72,9 @@ type ModelReport struct {
 	Rejected    uint64 `json:"rejected"` // bad requests
 	// Answers are the requests that were answered, by status: the terminal states of docs/protocol.md.
 	Answers map[string]uint64 `json:"answers,omitempty"`
+	// SavedMs is the time on the engine that requests would have taken that were cancelled before they
+	// ran: as long as the others took, sample by sample.
+	SavedMs float64 `json:"saved_ms,omitempty"`
 	// Redelivered are requests that were delivered to a gpu-let before, which did not answer them.
 	Redelivered uint64  `json:"redelivered"`
 	ExecMs      float64 `json:"exec_ms"` // moving average of a batch's time on the engine

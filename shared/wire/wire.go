@@ -14,6 +14,7 @@ const (
 	HeaderDeadline  = "Gpulet-Deadline" // unix µs
 	HeaderTimeout   = "Gpulet-Timeout"  // Go duration, from the stream's timestamp
 	HeaderPriority  = "Gpulet-Priority"
+	HeaderKeep      = "Gpulet-Keep" // "true": the reply is stored as a result, too
 	HeaderStatus    = "Gpulet-Status"
 	HeaderType      = "Content-Type"
 )

@@ -20,6 +20,9 @@ type bound struct {
 	counts   plan.ModelReport
 	answers  answers
 
+	cancelled   cancelled
+	stopHearing func() // of cancellations; nil: none are heard
+
 	loaded  engine.Model // nil: not (yet)
 	spec    engine.Spec  // that loaded was loaded with, and all batches that it was prepared for
 	problem string       // why it is not loaded

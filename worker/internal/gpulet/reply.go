@@ -18,18 +18,22 @@ import (
 
 // answer replies to every request of a run that is over.
 func (l *loop) answer(o outcome) {
-	if o.err != nil {
-		for _, req := range o.requests {
-			req.model.counts.Failed++
-			l.refuse(req, wire.Failed, o.err.Error())
-		}
-		return
+	var outputs []tensor.Tensor
+	if o.err == nil {
+		defer o.result.Free()
+		outputs = o.result.Outputs()
 	}
-	defer o.result.Free()
-	outputs := o.result.Outputs()
 	from := 0
 	for _, req := range o.requests {
-		l.reply(o, req, outputs, from)
+		switch {
+		case req.unwanted:
+			l.refuse(req, wire.Cancelled, "cancelled while it ran")
+		case o.err != nil:
+			req.model.counts.Failed++
+			l.refuse(req, wire.Failed, o.err.Error())
+		default:
+			l.reply(o, req, outputs, from)
+		}
 		from += req.samples
 	}
 }
@@ -101,26 +105,30 @@ func (l *loop) send(req *request, rep wire.Reply) {
 		l.end(req)
 		return
 	}
-	if to := req.msg.Get(wire.HeaderReplyTo); to != "" {
-		l.deliver(req, rep, to, header, body)
-		return
+	to := req.msg.Get(wire.HeaderReplyTo)
+	if to == "" || l.deliver(req, rep, to, header, body) {
+		l.store(req, rep, header, body)
 	}
-	l.store(req, rep, header, body)
 }
 
-// deliver sends a reply to the request's inbox.
-func (l *loop) deliver(req *request, rep wire.Reply, to string, header map[string]string, body []byte) {
+// deliver sends a reply to the request's inbox. It reports whether it is left to the caller to keep the
+// reply, too, as the request asks, and to end the request.
+func (l *loop) deliver(req *request, rep wire.Reply, to string, header map[string]string, body []byte) bool {
 	err := l.cfg.Bus.Reply(to, header, body)
-	if errors.Is(err, bus.ErrTooLarge) && rep.Status == wire.StatusOK {
+	switch {
+	case errors.Is(err, bus.ErrTooLarge) && rep.Status == wire.StatusOK:
 		req.model.counts.Failed++
 		l.refuse(req, wire.Failed, "reply: "+err.Error())
-		return
+		return false
+	case req.msg.Get(wire.HeaderKeep) != "" && sentOf(err).Acknowledge():
+		return true
 	}
 	l.forget(req)
 	l.conclude(req, rep, err, l.draining)
+	return false
 }
 
-// store keeps a reply that nobody waits for. It takes a round trip, so it does not happen on the
+// store keeps a reply as a result. It takes a round trip, so it does not happen on the
 // loop; how many are under way is bounded by how many requests may be unacknowledged.
 func (l *loop) store(req *request, rep wire.Reply, header map[string]string, body []byte) {
 	l.forget(req)
