@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/wire"
@@ -44,6 +45,19 @@ func (s system) removing(t testing.TB) (models <-chan string) {
 		cancel()
 		done.Wait()
 	})
+	s.queue(t, queueOf("probe"))
+	c := s.connect(t, bus.RoleClient)
+	probe := bus.Cancellation{Model: "probe", RequestID: "p", Seq: send(t, c, &bus.Message{Model: "probe", RequestID: "p", ReplyTo: "_INBOX_client.x"}).Seq}
+	eventually(t, func() error {
+		if err := c.Cancel(probe); err != nil {
+			return err
+		}
+		if len(removed) == 0 {
+			return errors.New("nobody listens")
+		}
+		return nil
+	})
+	<-removed
 	return removed
 }
 
@@ -153,6 +167,34 @@ func TestCancelledRequestsAreRemovedFromTheQueue(t *testing.T) {
 	}
 	if len(removed)+len(replies) != 0 {
 		t.Errorf("%d further removals and %d replies", len(removed), len(replies))
+	}
+}
+
+// A request is not taken out before its client is told: where that cannot be done it stays, for a gpu-let
+// to answer.
+func TestWhatCannotBeAnsweredIsNotRemoved(t *testing.T) {
+	s := newSystem(t)
+	s.queue(t, queueOf("m"))
+	js, err := jetstream.New(s.raw(t, bus.RolePlanner))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := js.DeleteStream(t.Context(), bus.StreamResults); err != nil {
+		t.Fatal(err)
+	}
+	c := s.connect(t, bus.RoleClient)
+	removed := s.removing(t)
+	for _, m := range []*bus.Message{{RequestID: "stored"}, {RequestID: "told", ReplyTo: "_INBOX_client.x"}} {
+		m.Model = "m"
+		if err := c.Cancel(bus.Cancellation{Model: "m", RequestID: m.RequestID, Seq: send(t, c, m).Seq}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	receive(t, "the one that could be told", removed)
+	f := newFetcher(t, s.connect(t, bus.RoleWorker), "m", 1)
+	f.pull(t, 2, true, patience)
+	if got := f.batch(t); len(got) != 1 || got[0].Get(wire.HeaderRequestID) != "stored" {
+		t.Errorf("%d requests are left, expected the one that could not be told", len(got))
 	}
 }
 

@@ -32,9 +32,15 @@ func (d *door) removing(t *testing.T) {
 		cancel()
 		done.Wait()
 	})
-	if err := d.Planner.Flush(); err != nil {
+	probe := make(chan uint64, 1)
+	if err := d.Bus.PublishAsync(&bus.Message{Model: "toy", RequestID: "probe"}, func(r bus.Receipt, _ error) { probe <- r.Seq }); err != nil {
 		t.Fatal(err)
 	}
+	n := bus.Cancellation{Model: "toy", RequestID: "probe", Seq: <-probe}
+	frontendtest.Eventually(t, "the planner listens", func() bool {
+		lag, err := d.Planner.Lag(t.Context(), "toy")
+		return d.Bus.Cancel(n) == nil && err == nil && lag.LastSeq == n.Seq && lag.Pending == 0
+	})
 }
 
 func TestARequestIsCancelledByItsID(t *testing.T) {
