@@ -266,16 +266,13 @@ func (i *Inbox) cancelled(n bus.Cancellation) {
 		return // told by one who knew
 	}
 	i.mu.Lock()
-	var known *Call
 	for number, c := range i.named[name{n.Model, n.RequestID}] {
 		c.unwanted = i.hear(number, life.Leave, outcome{err: ErrCancelled})
-		if c.seq != 0 {
-			known = c // they all have the same place
-		}
+		n.Seq = max(n.Seq, c.seq) // they all have the same place
 	}
 	i.mu.Unlock()
-	if known != nil {
-		known.cancel(known.seq)
+	if n.Seq != 0 {
+		_ = i.bus.Cancel(n)
 	}
 }
 
