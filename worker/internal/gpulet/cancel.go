@@ -69,6 +69,7 @@ func (l *loop) cancel(c bus.Cancellation, now time.Time) {
 	if m == nil {
 		return
 	}
+	m.counts.Cancels++
 	m.cancelled.add(c.RequestID, now, now.Add(m.timeout()+model.QueueGrace))
 	for req := range l.open {
 		if req.model != m || req.id() != c.RequestID {
