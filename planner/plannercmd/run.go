@@ -104,6 +104,7 @@ func run(cmd *cobra.Command, cfg *runConfig) error {
 	}, b, metrics, log)
 	g := lifecycle.NewGroup(ctx)
 	g.Go("dead letters", b.BuryDead)
+	g.Go("cancellations", func(ctx context.Context) error { return b.RemoveCancelled(ctx, metrics.Cancelled) })
 	g.Go("planner", planner.Run)
 	return g.Wait()
 }

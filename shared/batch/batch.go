@@ -133,6 +133,20 @@ func (b *Batcher) Add(model string, it Item, now time.Time) bool {
 	return true
 }
 
+// Remove takes an item that is still held out again, known by its payload. It reports whether it was.
+func (b *Batcher) Remove(model string, payload any) bool {
+	q := b.byName[model]
+	if q == nil {
+		return false
+	}
+	i := slices.IndexFunc(q.items, func(it Item) bool { return it.Payload == payload })
+	if i < 0 {
+		return false
+	}
+	q.keep(append(q.items[:i], q.items[i+1:]...))
+	return true
+}
+
 // Held is how many samples are held for the model.
 func (b *Batcher) Held(model string) int {
 	if q := b.byName[model]; q != nil {

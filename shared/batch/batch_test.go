@@ -33,6 +33,12 @@ func TestAgreesWithDumbModel(t *testing.T) {
 				h.advance(t)
 				h.compare(t, batch.Decision{Expired: d.expire(h.now)}, b.Expire(h.now))
 			},
+			"remove": func(t *rapid.T) {
+				model, id := rapid.SampledFrom(h.models).Draw(t, "model").Name, rapid.IntRange(0, h.ids).Draw(t, "id")
+				if want, got := d.takeOut(model, id), b.Remove(model, id); want != got {
+					t.Fatalf("removed %d of %s: %v, expected %v", id, model, got, want)
+				}
+			},
 			"next, ahead of time": func(t *rapid.T) {
 				h.advance(t)
 				h.compare(t, batch.Decision{Launch: d.nextFull(h.now)}, batch.Decision{Launch: b.NextFull(h.now)})

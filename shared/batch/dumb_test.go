@@ -17,6 +17,12 @@ type dumb struct {
 	held   []batch.Item
 }
 
+func (d *dumb) takeOut(model string, payload any) bool {
+	n := len(d.held)
+	d.held = slices.DeleteFunc(d.held, func(it batch.Item) bool { return it.Model == model && it.Payload == payload })
+	return len(d.held) < n
+}
+
 func (d *dumb) add(model string, it batch.Item) {
 	it.Model = model
 	d.held = append(d.held, it)

@@ -136,6 +136,23 @@ func ackError(m *nats.Msg) error {
 	return apiError(ack.Error)
 }
 
+// readReceipt reads an acknowledgement that is no error: {"stream":"S", "seq":7,"duplicate": true}. It
+// comes with every request; a decoder would take longer than the rest of the acknowledgement.
+func readReceipt(ack []byte) Receipt {
+	value := func(key string) []byte {
+		_, rest, _ := bytes.Cut(ack, []byte(key))
+		return bytes.TrimLeft(rest, " ")
+	}
+	r := Receipt{Duplicate: bytes.HasPrefix(value(`"duplicate":`), []byte("true"))}
+	for _, c := range value(`"seq":`) {
+		if c < '0' || c > '9' {
+			break
+		}
+		r.Seq = r.Seq*10 + uint64(c-'0')
+	}
+	return r
+}
+
 // Codes of JetStream errors that the client library does not name.
 const (
 	codeStoreFailed       = 10077 // limits of the stream

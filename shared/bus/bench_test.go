@@ -104,7 +104,7 @@ func (r *requester) do(model string, body []byte) error {
 	token := strconv.Itoa(r.next)
 	r.waiting[token] = ch
 	r.mu.Unlock()
-	err := r.bus.PublishAsync(&bus.Message{Model: model, RequestID: token, ReplyTo: r.inbox.Address(token), Body: body}, func(err error) {
+	err := r.bus.PublishAsync(&bus.Message{Model: model, RequestID: token, ReplyTo: r.inbox.Address(token), Body: body}, func(_ bus.Receipt, err error) {
 		if err != nil {
 			r.b.Error(err)
 		}
@@ -241,7 +241,7 @@ func BenchmarkPublish(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		slots <- struct{}{}
-		err := c.PublishAsync(m, func(err error) {
+		err := c.PublishAsync(m, func(_ bus.Receipt, err error) {
 			if err != nil {
 				b.Error(err)
 			}

@@ -141,7 +141,9 @@ func (b *Bus) answer(msg *jetstream.RawStreamMsg, status wire.Status, model, det
 		return err
 	}
 	if to := msg.Header.Get(wire.HeaderReplyTo); to != "" {
-		return b.Reply(to, header, body)
+		if err := b.Reply(to, header, body); err != nil || msg.Header.Get(wire.HeaderKeep) == "" {
+			return err
+		}
 	}
 	return b.StoreResult(model, id, header, body)
 }

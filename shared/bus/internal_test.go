@@ -54,6 +54,20 @@ func TestAcknowledgementsAreRead(t *testing.T) {
 	}
 }
 
+func TestReceiptsAreRead(t *testing.T) {
+	for body, want := range map[string]Receipt{
+		`{"stream":"INFER_m","seq":1}`:                                 {Seq: 1},
+		`{"stream":"INFER_m", "seq":18446744073709551615}`:             {Seq: 1<<64 - 1},
+		`{"stream":"INFER_m","seq":70,"duplicate": true}`:              {Seq: 70, Duplicate: true},
+		`{"stream":"INFER_m","domain":"hub","seq":5,"duplicate":true}`: {Seq: 5, Duplicate: true},
+		``: {},
+	} {
+		if got := readReceipt([]byte(body)); got != want {
+			t.Errorf("%s: %+v, expected %+v", body, got, want)
+		}
+	}
+}
+
 func TestEndsOfPullsAreRead(t *testing.T) {
 	for _, c := range []struct {
 		status, description string

@@ -38,7 +38,7 @@ const (
 const (
 	HeaderReason    = "Gpulet-Reason"         // why it is dead, in words
 	HeaderSubject   = "Gpulet-Subject"        // where it was published
-	HeaderSequence  = "Gpulet-Sequence"       // in its queue
+	HeaderSequence  = "Gpulet-Sequence"       // in its queue; of a cancellation, too
 	HeaderStored    = "Gpulet-Stored"         // when, RFC 3339
 	HeaderDelivered = "Gpulet-Delivered"      // how often
 	HeaderMsgID     = "Gpulet-Request-Msg-Id" // the request's Nats-Msg-Id
@@ -63,6 +63,9 @@ func DLQSubject(model string) string { return "dlq." + model }
 
 // ResultSubject is where the result of a request is stored.
 func ResultSubject(model, requestID string) string { return "result." + model + "." + requestID }
+
+// CancelSubject is where a request is cancelled.
+func CancelSubject(model, requestID string) string { return "cancel." + model + "." + requestID }
 
 // InboxPrefix is what the inboxes of a role start with; only that role may subscribe to them.
 func InboxPrefix(role Role) string { return "_INBOX_" + string(role) }

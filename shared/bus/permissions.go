@@ -16,33 +16,36 @@ func PermissionsOf(role Role) Permissions {
 	switch role {
 	case RoleClient:
 		return Permissions{
-			Publish:   join([]string{"infer.>", resultGet}, reading(BucketModels)),
+			Publish:   join([]string{"infer.>", anyCancel, resultGet}, reading(BucketModels)),
 			Subscribe: join([]string{own}, changes(BucketModels)),
 		}
 	case RoleFrontend:
 		return Permissions{
-			Publish: join([]string{"infer.>", resultGet}, lagReading, letterKeeping,
+			Publish: join([]string{"infer.>", anyCancel, resultGet}, lagReading, letterKeeping,
 				reading(BucketPlan, BucketState, BucketModels, BucketProfiles)),
-			Subscribe: join([]string{own}, changes(BucketPlan, BucketState, BucketModels, BucketProfiles)),
+			Subscribe: join([]string{own, anyCancel}, changes(BucketPlan, BucketState, BucketModels, BucketProfiles)),
 		}
 	case RoleWorker:
 		return Permissions{
 			Publish: join([]string{
-				"$JS.API.CONSUMER.MSG.NEXT.*." + Consumer, "$JS.ACK.>", "result.>", "dlq.>",
+				"$JS.API.CONSUMER.MSG.NEXT.*." + Consumer, "$JS.ACK.>", "result.>", resultGet, "dlq.>",
 				kvPrefix(BucketState) + ">", kvPrefix(BucketProfiles) + ">", kvPrefix(BucketSuspects) + ">", suspectGet,
 			}, answering, reading(BucketPlan, BucketModels, BucketProfiles)),
-			Subscribe: join([]string{own}, changes(BucketPlan, BucketModels, BucketProfiles)),
+			Subscribe: join([]string{own, anyCancel}, changes(BucketPlan, BucketModels, BucketProfiles)),
 		}
 	case RolePlanner:
 		return Permissions{
 			Publish: join([]string{
 				"$JS.API.>", "$JS.ACK.>", "$JS.FC.>", "$KV.>", "dlq.>", "result.>",
 			}, answering),
-			Subscribe: []string{own, "gpulet.changed.>", "$JS.EVENT.>"},
+			Subscribe: []string{own, anyCancel, "gpulet.changed.>", "$JS.EVENT.>"},
 		}
 	}
 	return Permissions{}
 }
+
+// anyCancel are all cancellations. Whoever knows the id of a request may cancel it.
+var anyCancel = CancelSubject("*", "*")
 
 const (
 	resultGet  = "$JS.API.DIRECT.GET." + StreamResults + ".result.*.*"

@@ -28,7 +28,7 @@ func TestRolesAreKeptApart(t *testing.T) {
 				"$KV.GPULET_PLAN.current", "$KV.GPULET_STATE.host.a", "$KV.GPULET_MODELS.m", "_INBOX_client.x", "result.m.r", "dlq.m",
 				"$JS.API.DIRECT.GET.RESULTS", "$JS.API.DIRECT.GET.KV_GPULET_PLAN.$KV.GPULET_PLAN.current",
 			},
-			[]string{">", "infer.>", "_INBOX.>", "_INBOX_frontend.>", "_INBOX_worker.>", "_INBOX_*.>", "$KV.>", "result.>", "$JS.EVENT.>"},
+			[]string{">", "infer.>", "_INBOX.>", "_INBOX_frontend.>", "_INBOX_worker.>", "_INBOX_*.>", "$KV.>", "result.>", "$JS.EVENT.>", "cancel.>", "cancel.m.*"},
 		},
 		{
 			bus.RoleFrontend,
@@ -43,11 +43,11 @@ func TestRolesAreKeptApart(t *testing.T) {
 			bus.RoleWorker,
 			[]string{
 				"infer.m", "$JS.API.STREAM.CREATE.INFER_x", "$JS.API.STREAM.DELETE.INFER_m", "$JS.API.CONSUMER.DELETE.INFER_m.W",
-				"$KV.GPULET_PLAN.current", "$KV.GPULET_MODELS.m", "_INBOX_planner.x", "$JS.API.STREAM.MSG.GET.DLQ", "$JS.API.STREAM.PURGE.DLQ",
+				"$KV.GPULET_PLAN.current", "$KV.GPULET_MODELS.m", "_INBOX_planner.x", "$JS.API.STREAM.MSG.GET.DLQ", "$JS.API.STREAM.PURGE.DLQ", "cancel.m.r",
 			},
 			[]string{">", "infer.>", "_INBOX_client.>", "_INBOX_frontend.>", "dlq.>"},
 		},
-		{bus.RolePlanner, []string{"infer.m"}, []string{">", "infer.>", "_INBOX_client.>", "_INBOX_worker.>"}},
+		{bus.RolePlanner, []string{"infer.m", "cancel.m.r"}, []string{">", "infer.>", "_INBOX_client.>", "_INBOX_worker.>"}},
 	} {
 		t.Run(string(c.role), func(t *testing.T) {
 			key, err := nats.NkeyOptionFromSeed(bus.KeyFile(s.srv.StateDir(), c.role))

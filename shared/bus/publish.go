@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -21,9 +22,19 @@ type Message struct {
 	Timeout     time.Duration // from when it is stored; zero: the model's own
 	Header      map[string]string
 	Body        []byte
-	// MsgID de-duplicates: within 10 s a second message of the same id is acknowledged and
-	// dropped. Keep it when re-publishing after a lost acknowledgement; change it for a retry.
+	// MsgID de-duplicates: within the queue's duplicate window, 10 s or more, a second message of the
+	// same id is acknowledged and dropped. Keep it when re-publishing after a lost acknowledgement;
+	// change it for a retry.
 	MsgID string
+	// Idempotent requests have one answer by RequestID, which is also their MsgID: the reply is kept as
+	// a result, and when a publish turns out to be a duplicate, AwaitResult has the answer.
+	Idempotent bool
+}
+
+// Receipt is what a queue says when it has a request.
+type Receipt struct {
+	Seq       uint64 // in the queue
+	Duplicate bool   // it was stored before, under this MsgID
 }
 
 // Publish stores m in its model's queue and waits for the acknowledgement. Errors are
@@ -38,14 +49,20 @@ func (b *Bus) Publish(ctx context.Context, m *Message) error {
 }
 
 // PublishAsync sends m and returns; done is called exactly once, from another goroutine, when the
-// message was stored (nil) or refused. An error returned here means that nothing was sent and done
+// message was stored (with a receipt) or refused. An error returned here means that nothing was sent and done
 // will not be called. done must not block. m and its Body may be reused once PublishAsync returned.
-func (b *Bus) PublishAsync(m *Message, done func(error)) error {
+func (b *Bus) PublishAsync(m *Message, done func(Receipt, error)) error {
 	msg, err := m.encode(b.nc.MaxPayload())
 	if err != nil {
 		return err
 	}
-	_, err = b.storeAsync(msg, func(_ *nats.Msg, err error) { done(err) })
+	_, err = b.storeAsync(msg, func(ack *nats.Msg, err error) {
+		if err != nil {
+			done(Receipt{}, err)
+			return
+		}
+		done(readReceipt(ack.Data), nil)
+	})
 	return err
 }
 
@@ -110,6 +127,13 @@ func (m *Message) encode(maxPayload int64) (*nats.Msg, error) {
 	set(wire.HeaderReplyTo, m.ReplyTo)
 	set(wire.HeaderType, m.ContentType)
 	set(nats.MsgIdHdr, m.MsgID)
+	if m.Idempotent {
+		if m.RequestID == "" {
+			return nil, errors.New("an idempotent request has no id: expected 1 to 128 of A-Z, a-z, 0-9, _ and -")
+		}
+		set(nats.MsgIdHdr, m.RequestID)
+		set(wire.HeaderKeep, "true")
+	}
 	if !m.Deadline.IsZero() {
 		set(wire.HeaderDeadline, wire.FormatDeadline(m.Deadline))
 	} else if m.Timeout > 0 {

@@ -149,7 +149,7 @@ func TestPublishAsyncTellsEachOnce(t *testing.T) {
 	results := make(chan error, n+1)
 	m := &bus.Message{Model: "m", Body: []byte("body")} // may be reused
 	for range n {
-		if err := c.PublishAsync(m, func(err error) { results <- err }); err != nil {
+		if err := c.PublishAsync(m, func(_ bus.Receipt, err error) { results <- err }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -167,7 +167,7 @@ func TestPublishAsyncTellsEachOnce(t *testing.T) {
 	if stored != 700 || refused != 300 {
 		t.Errorf("%d stored and %d refused, expected 700 and 300", stored, refused)
 	}
-	if err := c.PublishAsync(&bus.Message{Model: "M"}, func(err error) { results <- err }); !errors.Is(err, bus.ErrUnknownModel) {
+	if err := c.PublishAsync(&bus.Message{Model: "M"}, func(_ bus.Receipt, err error) { results <- err }); !errors.Is(err, bus.ErrUnknownModel) {
 		t.Errorf("error %v, expected %v", err, bus.ErrUnknownModel)
 	}
 	if len(results) != 0 {
@@ -217,7 +217,7 @@ func TestLostConnectionFailsWhatWaits(t *testing.T) {
 	}
 	defer c.Close()
 	result := make(chan error, 2)
-	if err := c.PublishAsync(&bus.Message{Model: "m"}, func(err error) { result <- err }); err != nil {
+	if err := c.PublishAsync(&bus.Message{Model: "m"}, func(_ bus.Receipt, err error) { result <- err }); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := asked.NextMsg(patience); err != nil {
@@ -227,7 +227,7 @@ func TestLostConnectionFailsWhatWaits(t *testing.T) {
 	if err := receive(t, "result", result); !errors.Is(err, bus.ErrUnavailable) || !strings.Contains(err.Error(), "connection was lost") {
 		t.Errorf("error %v, expected %v for the lost connection", err, bus.ErrUnavailable)
 	}
-	if err := c.PublishAsync(&bus.Message{Model: "m"}, func(err error) { result <- err }); !errors.Is(err, bus.ErrUnavailable) {
+	if err := c.PublishAsync(&bus.Message{Model: "m"}, func(_ bus.Receipt, err error) { result <- err }); !errors.Is(err, bus.ErrUnavailable) {
 		t.Errorf("error %v, expected %v", err, bus.ErrUnavailable)
 	}
 	if len(result) != 0 {

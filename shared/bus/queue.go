@@ -9,15 +9,15 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gpulet/gpulet/shared/life"
+	"github.com/gpulet/gpulet/shared/model"
 )
 
 // Properties of every queue.
 const (
-	// maxDeliver is a net below the verdicts on suspects: requests whose workers vanish without
-	// a trace, again and again, end here. Being given back counts too, so it is not small.
-	maxDeliver = 8
-	dedupe     = 10 * time.Second
-	maxWaiting = 2048 // parked pulls: gpu-lets that may serve the same model
+	dedupe     = 10 * time.Second // at least; longer where requests may take longer
+	maxWaiting = 2048             // parked pulls: gpu-lets that may serve the same model
 )
 
 // Queue is how a model's requests are held.
@@ -131,14 +131,14 @@ func (q Queue) stream() jetstream.StreamConfig {
 		Name: StreamName(q.Model), Description: "requests to " + q.Model,
 		Subjects: []string{Subject(q.Model)}, Retention: jetstream.WorkQueuePolicy, Storage: storage,
 		Discard: jetstream.DiscardNew, MaxMsgs: q.MaxMsgs, MaxBytes: q.MaxBytes, MaxAge: q.MaxAge,
-		Duplicates: min(dedupe, q.MaxAge), Replicas: max(q.Replicas, 1),
+		Duplicates: min(max(dedupe, q.MaxAge-model.QueueGrace), q.MaxAge), Replicas: max(q.Replicas, 1),
 	}
 }
 
 func (q Queue) consumer() jetstream.ConsumerConfig {
 	return jetstream.ConsumerConfig{
 		Durable: Consumer, AckPolicy: jetstream.AckExplicitPolicy, AckWait: q.AckWait,
-		MaxDeliver: maxDeliver, MaxAckPending: q.MaxAckPending, MaxWaiting: maxWaiting,
+		MaxDeliver: life.MaxDeliver, MaxAckPending: q.MaxAckPending, MaxWaiting: maxWaiting,
 		PriorityPolicy: jetstream.PriorityPolicyPrioritized, PriorityGroups: []string{PriorityGroup},
 	}
 }

@@ -112,6 +112,31 @@ func TestChangedLimitsAreUpdatedInPlace(t *testing.T) {
 	}
 }
 
+// A request that is published again while the first may still be waiting or running is a duplicate.
+func TestDuplicatesAreKnownForAsLongAsRequestsTake(t *testing.T) {
+	s := newSystem(t)
+	js, err := jetstream.New(s.raw(t, bus.RolePlanner))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for model, c := range map[string]struct{ maxAge, want time.Duration }{
+		"short": {5 * time.Second, 5 * time.Second},
+		"usual": {time.Minute + 200*time.Millisecond, 10 * time.Second},
+		"long":  {time.Minute + 45*time.Second, 45 * time.Second},
+	} {
+		q := queueOf(model)
+		q.MaxAge = c.maxAge
+		s.queue(t, q)
+		stream, err := js.Stream(t.Context(), bus.StreamName(model))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := stream.CachedInfo().Config.Duplicates; got != c.want {
+			t.Errorf("%s: requests kept for %v, duplicates known for %v: expected %v", model, c.maxAge, got, c.want)
+		}
+	}
+}
+
 func TestWhatAnOperatorSetStays(t *testing.T) {
 	s := newSystem(t)
 	s.queue(t, queueOf("m"))

@@ -2,11 +2,16 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gpulet/gpulet/shared/lifecycle"
+	"github.com/gpulet/gpulet/shared/wire"
 )
 
 // Reply sends an answer to a request's Gpulet-Reply-To. It does not wait; an address outside the
@@ -27,21 +32,58 @@ func (b *Bus) Reply(to string, header map[string]string, body []byte) error {
 }
 
 // StoreResult stores an answer for 15 minutes under result.<model>.<request id> and waits for the
-// acknowledgement, at most 5 s. A second result of the same request replaces the first.
+// acknowledgement, at most 5 s. The first result of a request stands: another one is not stored, which
+// is no error. Only "poisoned" gives way, to the result of a dead letter that is tried again.
 func (b *Bus) StoreResult(model, requestID string, header map[string]string, body []byte) error {
 	if err := checkResult(model, requestID); err != nil {
 		return err
 	}
-	msg, err := newMsg(ResultSubject(model, requestID), header, body, b.nc.MaxPayload())
-	if err != nil {
-		return err
-	}
 	ctx, cancel := apiContext(context.Background())
 	defer cancel()
-	if _, err := b.store(ctx, msg); err != nil {
+	err := b.storeOver(ctx, 0, model, requestID, header, body)
+	if errors.Is(err, ErrConflict) {
+		err = b.storeAgain(ctx, model, requestID, header, body)
+	}
+	if err != nil {
 		return fmt.Errorf("store result %s of %s: %w", requestID, model, err)
 	}
 	return nil
+}
+
+// storeOver stores a result in the place of the one with sequence seq; 0: of none.
+func (b *Bus) storeOver(ctx context.Context, seq uint64, model, requestID string, header map[string]string, body []byte) error {
+	msg, err := newMsg(ResultSubject(model, requestID), header, body, 0)
+	if err != nil {
+		return err
+	}
+	if msg.Header == nil {
+		msg.Header = nats.Header{}
+	}
+	msg.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(seq, 10))
+	if err := checkMsg(msg, b.nc.MaxPayload()); err != nil {
+		return err
+	}
+	_, err = b.store(ctx, msg)
+	return err
+}
+
+// storeAgain stores a result where there is one already, if that one gives way.
+func (b *Bus) storeAgain(ctx context.Context, model, requestID string, header map[string]string, body []byte) error {
+	old, err := b.Result(ctx, model, requestID)
+	if errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("%w: another result came and went", ErrUnavailable)
+	}
+	if err != nil || old.Get(wire.HeaderStatus) != string(wire.Poisoned) {
+		return err
+	}
+	seq, err := strconv.ParseUint(old.Get(jetstream.SequenceHeader), 10, 64)
+	if err != nil {
+		return fmt.Errorf("%w: header %s: %w", ErrUnavailable, jetstream.SequenceHeader, err)
+	}
+	if err := b.storeOver(ctx, seq, model, requestID, header, body); !errors.Is(err, ErrConflict) {
+		return err
+	}
+	return nil // somebody else was faster
 }
 
 func checkResult(model, requestID string) error {
@@ -55,6 +97,9 @@ func checkResult(model, requestID string) error {
 func (b *Bus) Result(ctx context.Context, model, requestID string) (Reply, error) {
 	if err := checkResult(model, requestID); err != nil {
 		return Reply{}, err
+	}
+	if !b.nc.IsConnected() {
+		return Reply{}, fmt.Errorf("result %s of %s: %w: not connected to NATS", requestID, model, ErrUnavailable)
 	}
 	ctx, cancel := apiContext(ctx)
 	defer cancel()
@@ -70,6 +115,28 @@ func (b *Bus) Result(ctx context.Context, model, requestID string) (Reply, error
 	default:
 		return Reply{}, fmt.Errorf("result %s of %s: %w: status %s %s", requestID, model, ErrUnavailable,
 			status, m.Header.Get("Description"))
+	}
+}
+
+// How often AwaitResult looks: at once, and then at growing intervals.
+const (
+	firstLook = time.Millisecond
+	lastLook  = 50 * time.Millisecond
+)
+
+// AwaitResult reads a stored answer and waits for it until ctx ends; the bus may be away meanwhile.
+func (b *Bus) AwaitResult(ctx context.Context, model, requestID string) (Reply, error) {
+	if err := checkResult(model, requestID); err != nil {
+		return Reply{}, err
+	}
+	for wait := firstLook; ; wait = min(2*wait, lastLook) {
+		r, err := b.Result(ctx, model, requestID)
+		if err == nil {
+			return r, nil
+		}
+		if lifecycle.Sleep(ctx, wait) != nil {
+			return Reply{}, fmt.Errorf("await result: %w", err)
+		}
 	}
 }
 

@@ -68,14 +68,29 @@ func TestResultsAreKept(t *testing.T) {
 	if _, err := c.Result(t.Context(), "m", "r-1"); !errors.Is(err, bus.ErrNotFound) {
 		t.Errorf("error %v, expected %v", err, bus.ErrNotFound)
 	}
-	for _, body := range []string{"first", "second"} {
-		if err := w.StoreResult("m", "r-1", map[string]string{wire.HeaderStatus: "ok"}, []byte(body)); err != nil {
+	// The first one stands; only what was buried may be answered again.
+	for _, r := range []struct {
+		id     string
+		status wire.Status
+		body   string
+		want   string
+	}{
+		{"r-1", wire.StatusOK, "first", "first"},
+		{"r-1", wire.StatusOK, "second", "first"},
+		{"r-1", wire.Poisoned, "third", "first"},
+		{"r-2", wire.Expired, "late", "late"},
+		{"r-2", wire.StatusOK, "later", "late"},
+		{"r-3", wire.Poisoned, "dead", "dead"},
+		{"r-3", wire.StatusOK, "alive", "alive"},
+		{"r-3", wire.Poisoned, "dead again", "alive"},
+	} {
+		if err := w.StoreResult("m", r.id, map[string]string{wire.HeaderStatus: string(r.status)}, []byte(r.body)); err != nil {
 			t.Fatal(err)
 		}
-	}
-	got, err := c.Result(t.Context(), "m", "r-1")
-	if err != nil || string(got.Body) != "second" || got.Get(wire.HeaderStatus) != "ok" {
-		t.Errorf("result %q %q, %v", got.Get(wire.HeaderStatus), got.Body, err)
+		got, err := c.Result(t.Context(), "m", r.id)
+		if err != nil || string(got.Body) != r.want {
+			t.Errorf("after %s %q the result of %s is %q, %v: expected %q", r.status, r.body, r.id, got.Body, err, r.want)
+		}
 	}
 	for _, id := range []string{"", "a.b", "*", strings.Repeat("x", 129)} {
 		if err := w.StoreResult("m", id, nil, nil); err == nil {

@@ -73,6 +73,13 @@ type ModelReport struct {
 	Expired     uint64 `json:"expired"`
 	Failed      uint64 `json:"failed"`
 	Rejected    uint64 `json:"rejected"` // bad requests
+	// Answers are the requests that were answered, by status: the terminal states of docs/protocol.md.
+	Answers map[string]uint64 `json:"answers,omitempty"`
+	// Cancels are the cancellations of requests that it has heard of, wherever the requests are.
+	Cancels uint64 `json:"cancels,omitempty"`
+	// SavedMs is the time on the engine that requests would have taken that were cancelled before they
+	// ran: as long as the others took, sample by sample.
+	SavedMs float64 `json:"saved_ms,omitempty"`
 	// Redelivered are requests that were delivered to a gpu-let before, which did not answer them.
 	Redelivered uint64  `json:"redelivered"`
 	Poisoned    uint64  `json:"poisoned"` // buried: processes died over them

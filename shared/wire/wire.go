@@ -14,6 +14,7 @@ const (
 	HeaderDeadline  = "Gpulet-Deadline" // unix µs
 	HeaderTimeout   = "Gpulet-Timeout"  // Go duration, from the stream's timestamp
 	HeaderPriority  = "Gpulet-Priority"
+	HeaderKeep      = "Gpulet-Keep" // "true": the reply is stored as a result, too
 	HeaderStatus    = "Gpulet-Status"
 	HeaderType      = "Content-Type"
 )
@@ -42,6 +43,11 @@ const (
 	Failed       Status = "failed"
 	Poisoned     Status = "poisoned"
 )
+
+// Statuses lists them all, StatusOK first, in the order of tables.
+func Statuses() []Status {
+	return []Status{StatusOK, BadRequest, UnknownModel, Overloaded, Unavailable, Expired, Cancelled, Failed, Poisoned}
+}
 
 // Version is the version of the request and reply bodies that this build speaks.
 const Version = 1

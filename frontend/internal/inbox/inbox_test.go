@@ -204,3 +204,176 @@ func TestEveryReplyIsDeliveredOrCounted(t *testing.T) {
 		t.Errorf("%d of %d requests were answered: expected at least half", n, requests)
 	}
 }
+
+// cancellations are those that a gpu-let of toy hears.
+func (s *system) cancellations(t *testing.T) <-chan bus.Cancellation {
+	t.Helper()
+	heard := make(chan bus.Cancellation, 64)
+	stop, err := s.worker.WatchCancellations("toy", func(c bus.Cancellation) { heard <- c })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	if err := s.worker.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return heard
+}
+
+func take[T any](t *testing.T, what string, ch <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-ch:
+		return v
+	case <-time.After(10 * time.Second):
+		t.Fatalf("waited in vain: %s", what)
+		panic("not reached")
+	}
+}
+
+func named(t *testing.T, i *inbox.Inbox, id string) *inbox.Call {
+	t.Helper()
+	c, err := i.Send(&bus.Message{Model: "toy", RequestID: id, Body: []byte("q")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// another is the inbox of another frontend.
+func (s *system) another(t *testing.T) *inbox.Inbox {
+	t.Helper()
+	i, err := inbox.Open(embeddedtest.Connect(t, s.NATS, bus.RoleFrontend))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(i.Close)
+	return i
+}
+
+// A request whose client leaves is cancelled, with its place in the queue as soon as that is known. One
+// whose id the client has chosen is not: the client may come back for the answer.
+func TestAClientThatLeavesCancels(t *testing.T) {
+	s := start(t)
+	heard := s.cancellations(t)
+	ctx, leave := context.WithCancel(t.Context())
+	leave()
+	if _, err := named(t, s.Inbox, "mine").Wait(ctx, soon()); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	c := send(t, s.Inbox, "q")
+	if _, err := c.Wait(ctx, soon()); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	for {
+		n := take(t, "a cancellation with its place", heard)
+		if n.RequestID != c.RequestID || n.Model != "toy" {
+			t.Fatalf("%+v was cancelled: expected %s", n, c.RequestID)
+		}
+		if n.Seq == 2 {
+			break
+		}
+		if n.Seq != 0 {
+			t.Fatalf("place %d, expected 2", n.Seq)
+		}
+	}
+	// One that is given up for its deadline ends by itself.
+	if _, err := send(t, s.Inbox, "q").Wait(t.Context(), time.Now()); !errors.Is(err, inbox.ErrExpired) {
+		t.Fatal(err)
+	}
+	named(t, s.Inbox, "last")
+	if err := s.Inbox.Cancel("toy", "last"); err != nil {
+		t.Fatal(err)
+	}
+	for n := take(t, "the last cancellation", heard); n.RequestID != "last"; n = take(t, "the last cancellation", heard) {
+		if n.RequestID != c.RequestID {
+			t.Errorf("%+v was cancelled: expected nothing before the last", n)
+		}
+	}
+}
+
+// Whichever frontend is asked to cancel a request, the one whose client waits for it ends the wait and
+// says where the request is.
+func TestCancellingByIDEndsTheWaitAtAnyFrontend(t *testing.T) {
+	s := start(t)
+	heard, other := s.cancellations(t), s.another(t)
+	c := named(t, s.Inbox, "job-1")
+	twin := named(t, s.Inbox, "job-1")
+	neighbour := named(t, s.Inbox, "job-2")
+	m := s.fetch(t)
+	frontendtest.Eventually(t, "both are stored", func() bool {
+		lag, err := s.Planner.Lag(t.Context(), "toy")
+		return err == nil && lag.LastSeq == 2
+	})
+	if err := other.Cancel("toy", "job-1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*inbox.Call{c, twin} {
+		if _, err := c.Wait(t.Context(), soon()); !errors.Is(err, inbox.ErrCancelled) {
+			t.Errorf("%v: expected %v", err, inbox.ErrCancelled)
+		}
+	}
+	if n := take(t, "what was asked", heard); n != (bus.Cancellation{Model: "toy", RequestID: "job-1"}) {
+		t.Errorf("%+v", n)
+	}
+	if n := take(t, "the place", heard); n != (bus.Cancellation{Model: "toy", RequestID: "job-1", Seq: m.Seq}) {
+		t.Errorf("%+v: expected place %d", n, m.Seq)
+	}
+	s.reply(t, m, "late", 1)
+	frontendtest.Eventually(t, "the reply is late", func() bool { return s.Inbox.Stats() == inbox.Stats{Pending: 1, Late: 1} })
+	s.reply(t, s.fetch(t), "other", 1)
+	if r, err := neighbour.Wait(t.Context(), soon()); err != nil || string(r.Body) != "other" {
+		t.Errorf("%q, %v", r.Body, err)
+	}
+	if err := s.Inbox.Cancel("toy", "no token"); err == nil {
+		t.Error("an id that cannot be one was taken")
+	}
+}
+
+// The same id is one request: it is in the queue once, and everybody who asks has its one answer, while
+// it is open and afterwards, at every frontend.
+func TestTheSameIDIsTheSameRequest(t *testing.T) {
+	s := start(t)
+	other := s.another(t)
+	if c := other.Answered(t.Context(), "toy", "job-1"); c != nil {
+		t.Error("an answer is there before the request")
+	}
+	calls := []*inbox.Call{named(t, s.Inbox, "job-1"), named(t, s.Inbox, "job-1"), named(t, other, "job-1")}
+	m := s.fetch(t)
+	s.reply(t, m, "answer", 1)
+	if err := s.worker.StoreResult("toy", "job-1", map[string]string{wire.HeaderStatus: "ok"}, []byte("answer")); err != nil {
+		t.Fatal(err)
+	}
+	calls = append(calls, other.Answered(t.Context(), "toy", "job-1"), named(t, other, "job-1"))
+	for n, c := range calls {
+		if r, err := c.Wait(t.Context(), soon()); err != nil || string(r.Body) != "answer" || c.RequestID != "job-1" {
+			t.Errorf("call %d: %q, %v", n, r.Body, err)
+		}
+	}
+	if lag, err := s.Planner.Lag(t.Context(), "toy"); err != nil || lag.LastSeq != 1 {
+		t.Errorf("%d requests were stored, %v: expected 1", lag.LastSeq, err)
+	}
+	if st := s.Inbox.Stats(); st != (inbox.Stats{}) {
+		t.Errorf("%+v", st)
+	}
+	// One who waits for a twin that is never answered expires.
+	named(t, s.Inbox, "job-2")
+	if _, err := named(t, other, "job-2").Wait(t.Context(), time.Now().Add(20*time.Millisecond)); !errors.Is(err, inbox.ErrExpired) {
+		t.Errorf("%v: expected %v", err, inbox.ErrExpired)
+	}
+}
+
+// Nobody can cancel a request by counting.
+func TestGeneratedIDsAreNotToBeGuessed(t *testing.T) {
+	s := start(t)
+	a, b := send(t, s.Inbox, "q").RequestID, send(t, s.Inbox, "q").RequestID
+	same := 0
+	for i := range min(len(a), len(b)) {
+		if a[i] == b[i] {
+			same++
+		}
+	}
+	if len(a) < 20 || len(b) < 20 || same > len(a)/2 {
+		t.Errorf("ids %s and %s: expected two long ones with little in common", a, b)
+	}
+}

@@ -97,6 +97,10 @@ func (s *Server) submit(w http.ResponseWriter, r *http.Request, m *model.Model, 
 	var none wire.V2Request
 	mem := &held{total: &s.bodies, limit: s.opts.MaxBodies}
 	defer mem.release()
+	id, err := requestID(r.Header)
+	if err != nil {
+		return nil, none, now, err
+	}
 	raw, err := readBody(w, r, body, s.opts.MaxBody, mem)
 	if err != nil {
 		return nil, none, now, err
@@ -109,17 +113,54 @@ func (s *Server) submit(w http.ResponseWriter, r *http.Request, m *model.Model, 
 	if err != nil {
 		return nil, none, now, err
 	}
+	if id != "" {
+		if call := s.sender.Answered(r.Context(), m.Name, id); call != nil {
+			return call, req, deadline, nil
+		}
+	}
 	left := time.Until(deadline) // without a timeout the queue would give the request the model's own
 	if left <= 0 {
 		return nil, none, now, admit.Refusef(wire.Expired, "model %s: the deadline passed while the request was read", m.Name)
 	}
-	queued.Model, queued.Timeout, queued.Header = m.Name, left, carried(r.Header)
+	queued.Model, queued.RequestID, queued.Timeout, queued.Header = m.Name, id, left, carried(r.Header)
+	req.Inputs = nil
 	call, err := s.sender.Send(&queued)
 	if err != nil {
 		return nil, none, now, s.waitError(r.Context(), m, err, 0)
 	}
-	req.Inputs = nil
 	return call, req, deadline, nil
+}
+
+// requestID is what the client calls its request; empty: nothing.
+func requestID(h http.Header) (string, error) {
+	id := h.Get(wire.HeaderRequestID)
+	if id == "" {
+		return "", nil
+	}
+	if err := bus.CheckToken("header "+wire.HeaderRequestID, id); err != nil {
+		return "", admit.BadRequest(err)
+	}
+	return id, nil
+}
+
+// cancel gives up a request that its client, or another one, waits for. That it is done is told there.
+func (s *Server) cancel(w http.ResponseWriter, r *http.Request) {
+	m, err := s.lookup(r)
+	if err != nil {
+		writeError(w, http.StatusNotFound, err.Error())
+		return
+	}
+	id := r.PathValue("id")
+	if err := bus.CheckToken("request id", id); err != nil {
+		writeError(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	if err := s.sender.Cancel(m.Name, id); err != nil {
+		writeError(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	s.metrics.cancels.WithLabelValues(m.Name).Inc()
+	writeBody(w, http.StatusAccepted, []byte(`{"id":"`+id+`"}`))
 }
 
 // read checks a body against the model and puts it as it is queued into a message: an image as it
@@ -172,6 +213,8 @@ func (s *Server) waitError(ctx context.Context, m *model.Model, err error, waite
 			text += ": " + why.Error()
 		}
 		return refuse(wire.Expired, text)
+	case errors.Is(err, inbox.ErrCancelled):
+		return refuse(wire.Cancelled, "cancelled by its id")
 	case errors.Is(err, inbox.ErrClosed):
 		return refuse(wire.Unavailable, err.Error())
 	case ctx.Err() != nil:

@@ -14,6 +14,7 @@ type Metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	refused  *prometheus.CounterVec
+	cancels  *prometheus.CounterVec
 	inFlight prometheus.Gauge
 }
 
@@ -35,11 +36,14 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gpulet_frontend_publish_refused_total", Help: "Requests that the queue did not take.",
 		}, []string{"model", "status"}),
+		cancels: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gpulet_frontend_cancels_total", Help: "Requests to cancel a request by its id.",
+		}, []string{"model"}),
 		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "gpulet_frontend_requests_in_flight", Help: "Requests being read, waited for or answered.",
 		}),
 	}
-	reg.MustRegister(m.requests, m.seconds, m.refused, m.inFlight)
+	reg.MustRegister(m.requests, m.seconds, m.refused, m.cancels, m.inFlight)
 	return m
 }
 

@@ -9,6 +9,7 @@
 package v2
 
 import (
+	"context"
 	"encoding/json"
 	"log/slog"
 	"net/http"
@@ -30,9 +31,11 @@ type Fleet interface {
 	ModelReady(name string) error
 }
 
-// Sender puts a request into its model's queue.
+// Sender puts a request into its model's queue, and takes it out again. *inbox.Inbox is one.
 type Sender interface {
 	Send(m *bus.Message) (*inbox.Call, error)
+	Answered(ctx context.Context, model, requestID string) *inbox.Call
+	Cancel(model, requestID string) error
 }
 
 // Options bound what the handlers take.
@@ -81,6 +84,7 @@ func (s *Server) Register(mux *http.ServeMux) {
 		{"/v2/models/{model}/versions/{version}/config", "GET", s.config},
 		{"/v2/models/{model}/infer", "POST", s.infer},
 		{"/v2/models/{model}/versions/{version}/infer", "POST", s.infer},
+		{"/v2/models/{model}/infer/{id}", "DELETE", s.cancel},
 	} {
 		mux.HandleFunc(r.method+" "+r.path, r.handler)
 		mux.HandleFunc(r.path, func(w http.ResponseWriter, req *http.Request) {

@@ -143,7 +143,6 @@ func (s *httpSender) post(r Request) (wire.Reply, error) {
 	} else if s.timeout > 0 {
 		req.Header.Set(wire.HeaderTimeout, s.timeout.String())
 	}
-	req.Header.Set(wire.HeaderRequestID, s.run+"-"+token(r.Stream, r.Seq))
 	resp, err := s.client.Do(req)
 	if err != nil {
 		return wire.Reply{}, unwrapURL(err)

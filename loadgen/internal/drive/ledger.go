@@ -7,6 +7,7 @@ import (
 	"github.com/gpulet/gpulet/loadgen/internal/hist"
 	"github.com/gpulet/gpulet/loadgen/internal/payload"
 	"github.com/gpulet/gpulet/loadgen/internal/report"
+	"github.com/gpulet/gpulet/shared/life"
 	"github.com/gpulet/gpulet/shared/wire"
 )
 
@@ -42,7 +43,7 @@ type block struct {
 type entry struct {
 	intended time.Duration // since the run's start
 	doubt    *refusal      // a refusal that is not certain
-	settled  bool
+	fate     life.Fate
 }
 
 type refusal struct {
@@ -82,7 +83,7 @@ func (l *ledger) open(intended time.Duration) (seq uint64) {
 		b = &block{left: blockSize}
 		l.blocks[seq/blockSize] = b
 	}
-	b.entries[seq%blockSize].intended = intended
+	b.entries[seq%blockSize] = entry{intended: intended, fate: life.Waiting}
 	if intended >= l.warmup {
 		l.tally.sent(intended)
 	}
@@ -97,9 +98,14 @@ func (l *ledger) entry(seq uint64) *entry {
 	return nil
 }
 
-// settle marks e, the entry of seq, and drops its block when it was the last.
-func (l *ledger) settle(seq uint64, e *entry) {
-	e.settled, e.doubt = true, nil
+// hear takes a word about e, the entry of seq, in and reports whether that is its outcome. A block
+// whose last entry is settled is dropped.
+func (l *ledger) hear(seq uint64, e *entry, w life.Word) bool {
+	var accepted bool
+	if e.fate, accepted = e.fate.Hear(w); !accepted {
+		return false
+	}
+	e.doubt = nil
 	b := l.blocks[seq/blockSize]
 	if b.left--; b.left == 0 {
 		delete(l.blocks, seq/blockSize)
@@ -107,6 +113,7 @@ func (l *ledger) settle(seq uint64, e *entry) {
 	if l.waiting--; l.waiting == 0 {
 		l.idle()
 	}
+	return true
 }
 
 func (l *ledger) left(seq uint64, at time.Time) {
@@ -127,13 +134,10 @@ func (l *ledger) answered(seq uint64, at time.Time, reply wire.Reply, v payload.
 	switch {
 	case seq >= l.next:
 		l.tally.unasked++
-	case e == nil || e.settled:
+	case e == nil || !l.hear(seq, e, life.Reply):
 		l.tally.duplicates++
-	default:
-		if e.intended >= l.warmup {
-			l.tally.answered(e.intended, at.Sub(l.start)-e.intended, reply, v)
-		}
-		l.settle(seq, e)
+	case e.intended >= l.warmup:
+		l.tally.answered(e.intended, at.Sub(l.start)-e.intended, reply, v)
 	}
 }
 
@@ -141,17 +145,19 @@ func (l *ledger) refused(seq uint64, status wire.Status, detail string, final bo
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.entry(seq)
-	if l.closed || e == nil || e.settled {
+	if l.closed || e == nil {
 		return
 	}
-	if !final {
-		e.doubt = &refusal{status, detail}
-		return
+	word := life.Doubt
+	if final {
+		word = life.Refusal
 	}
-	if e.intended >= l.warmup {
+	switch accepted := l.hear(seq, e, word); {
+	case accepted && e.intended >= l.warmup:
 		l.tally.failed(e.intended, status, detail)
+	case e.fate == life.Waiting:
+		e.doubt = &refusal{status, detail}
 	}
-	l.settle(seq, e)
 }
 
 // close settles what is still waiting: refused where the transport said so, else lost.
@@ -162,7 +168,7 @@ func (l *ledger) close() {
 	for number, b := range l.blocks {
 		for i := range b.entries {
 			e := &b.entries[i]
-			if number*blockSize+uint64(i) >= l.next || e.settled || e.intended < l.warmup {
+			if number*blockSize+uint64(i) >= l.next || e.fate != life.Waiting || e.intended < l.warmup {
 				continue
 			}
 			if e.doubt != nil {

@@ -13,7 +13,7 @@ import (
 
 // Publisher is the part of the bus that sending needs.
 type Publisher interface {
-	PublishAsync(m *bus.Message, done func(error)) error
+	PublishAsync(m *bus.Message, done func(bus.Receipt, error)) error
 	NewInbox(receive func(bus.Reply)) (*bus.Inbox, error)
 }
 
@@ -74,7 +74,7 @@ func (s *natsSender) Send(r Request) {
 		Model: st.model, RequestID: id, MsgID: id,
 		ReplyTo: s.inbox.Address(token), Timeout: r.Timeout,
 		ContentType: body.contentType, Body: body.data,
-	}, func(err error) {
+	}, func(_ bus.Receipt, err error) {
 		if err != nil {
 			s.sink.Refused(r.Stream, r.Seq, statusOf(err), err.Error(), !errors.Is(err, bus.ErrUnavailable))
 		}

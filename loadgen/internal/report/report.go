@@ -125,12 +125,7 @@ type PhaseSums struct {
 }
 
 // ErrorCodes lists every error code, in the order of the tables.
-func ErrorCodes() []wire.Status {
-	return []wire.Status{
-		wire.BadRequest, wire.UnknownModel, wire.Overloaded, wire.Unavailable,
-		wire.Expired, wire.Cancelled, wire.Failed, wire.Poisoned,
-	}
-}
+func ErrorCodes() []wire.Status { return wire.Statuses()[1:] }
 
 // Names lists the run's models, sorted.
 func (r Run) Names() []string {

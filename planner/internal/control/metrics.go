@@ -1,6 +1,7 @@
 package control
 
 import (
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,6 +17,10 @@ type Metrics struct {
 	epochs, decisions                 *prometheus.CounterVec
 	moves                             prometheus.Counter
 	models                            []modelGauge
+	cancelled, saved                  *prometheus.CounterVec
+
+	mu     sync.Mutex         // guards sample
+	sample map[string]float64 // by model: seconds on the engine, by the plan
 }
 
 // modelGauge is a figure of each model.
@@ -50,6 +55,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "gpulet_planner_moves_total", Help: "Models that plans loaded somewhere.",
 		}),
 	}
+	m.cancelled = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gpulet_planner_cancelled_requests_total", Help: "Cancelled requests taken out of their queues before a gpu-let fetched them.",
+	}, []string{"model"})
+	m.saved = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gpulet_planner_cancelled_exec_seconds_saved_total", Help: "Time on the engine that these would have taken, by the plan.",
+	}, []string{"model"})
 	m.models = []modelGauge{
 		perModel("gpulet_planner_model_rate_rps", "Smoothed rate of arriving requests.", func(d plan.ModelDemand) float64 { return d.RateRPS }),
 		perModel("gpulet_planner_model_need_rps", "Samples per second that a plan is asked to carry.", func(d plan.ModelDemand) float64 { return d.NeedRPS }),
@@ -57,7 +68,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		perModel("gpulet_planner_model_lag_requests", "Requests stored or fetched and not answered.", func(d plan.ModelDemand) float64 { return float64(d.Pending + d.InFlight) }),
 		perModel("gpulet_planner_model_oldest_seconds", "Age of the oldest unanswered request.", func(d plan.ModelDemand) float64 { return d.OldestMs / 1000 }),
 	}
-	reg.MustRegister(m.planSeconds, m.epochs, m.decisions, m.moves)
+	reg.MustRegister(m.planSeconds, m.epochs, m.decisions, m.moves, m.cancelled, m.saved)
 	for _, g := range m.models {
 		reg.MustRegister(g.vec)
 	}
@@ -76,8 +87,33 @@ func (m *Metrics) epoch(cause string, d epoch.Decision, took time.Duration) {
 	m.moves.Add(float64(d.Moves))
 }
 
+// Cancelled counts a request that was taken out of its queue. It may be called from any goroutine.
+func (m *Metrics) Cancelled(model string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.cancelled.WithLabelValues(model).Inc()
+	m.saved.WithLabelValues(model).Add(m.sample[model])
+}
+
+// costs notes what a sample of each model takes on the engine: in the gpu-let that is fastest with it,
+// since what is counted was certainly saved.
+func (m *Metrics) costs(p plan.Plan) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sample = map[string]float64{}
+	for _, g := range p.Gpulets {
+		for _, a := range g.Models {
+			each := a.ExecMs / 1e3 / float64(max(a.Batch, 1))
+			if least, ok := m.sample[a.Model]; !ok || each < least {
+				m.sample[a.Model] = each
+			}
+		}
+	}
+}
+
 // look shows the state after one look.
 func (m *Metrics) look(current plan.Plan, d epoch.Decision, r plan.PlannerReport) {
+	m.costs(current)
 	m.revision.Set(float64(current.Revision))
 	m.used.Set(float64(current.GPUsUsed))
 	m.desired.Set(float64(d.DesiredGPUs))

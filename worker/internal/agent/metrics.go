@@ -20,6 +20,8 @@ type metrics struct {
 	restarts *prometheus.Desc
 	loaded   *prometheus.Desc
 	requests *prometheus.Desc
+	answers  *prometheus.Desc
+	saved    *prometheus.Desc
 	again    *prometheus.Desc
 	samples  *prometheus.Desc
 	batches  *prometheus.Desc
@@ -60,6 +62,8 @@ func newMetrics(host string) *metrics {
 		restarts: desc("gpulet_restarts_total", "Processes started in place of one that exited.", "gpulet"),
 		loaded:   desc("model_loaded", "1 when a gpu-let serves a model, 0 when it should and cannot.", "gpulet", "model"),
 		requests: desc("requests_total", "Requests by what became of them: run, failed (of those), expired, rejected or poisoned.", "gpulet", "model", "status"),
+		answers:  desc("answers_total", "Requests answered and acknowledged, by the status that they were answered with.", "gpulet", "model", "status"),
+		saved:    desc("cancelled_exec_seconds_saved_total", "Time on the engine that requests would have taken that were cancelled before they ran.", "gpulet", "model"),
 		again:    desc("redelivered_requests_total", "Requests fetched that were delivered before, to a gpu-let that has not answered them.", "gpulet", "model"),
 		samples:  desc("samples_total", "Samples run.", "gpulet", "model"),
 		batches:  desc("batches_total", "Batches run.", "gpulet", "model"),
@@ -84,7 +88,7 @@ func (m *metrics) set(s snapshot) {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.revision, m.state, m.restarts, m.loaded, m.requests, m.again, m.samples, m.batches, m.fill, m.busy, m.exec, m.memory, m.faults, m.accused, m.rollbacks, m.kept, m.quarantine} {
+	for _, d := range []*prometheus.Desc{m.revision, m.state, m.restarts, m.loaded, m.requests, m.answers, m.saved, m.again, m.samples, m.batches, m.fill, m.busy, m.exec, m.memory, m.faults, m.accused, m.rollbacks, m.kept, m.quarantine} {
 		ch <- d
 	}
 }
@@ -122,6 +126,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			counter(m.requests, float64(r.Expired), g.ID, r.Model, "expired")
 			counter(m.requests, float64(r.Rejected), g.ID, r.Model, "rejected")
 			counter(m.requests, float64(r.Poisoned), g.ID, r.Model, "poisoned")
+			for status, n := range r.Answers {
+				counter(m.answers, float64(n), g.ID, r.Model, status)
+			}
+			counter(m.saved, r.SavedMs/1e3, g.ID, r.Model)
 			counter(m.again, float64(r.Redelivered), g.ID, r.Model)
 			counter(m.samples, float64(r.Samples), g.ID, r.Model)
 			counter(m.batches, float64(r.Batches), g.ID, r.Model)

@@ -18,6 +18,10 @@ type bound struct {
 	link.Assignment
 	estimate *estimate
 	counts   plan.ModelReport
+	answers  answers
+
+	cancelled   cancelled
+	stopHearing func() // of cancellations; nil: none are heard
 
 	loaded  engine.Model // nil: not (yet)
 	spec    engine.Spec  // that loaded was loaded with, and all batches that it was prepared for
@@ -134,6 +138,7 @@ func sameModel(a, b engine.Spec) bool {
 // report is what is told of the model.
 func (m *bound) report() plan.ModelReport {
 	r := m.counts
+	r.Answers = m.answers.counts()
 	r.Loaded = m.loaded != nil
 	r.Error = m.problem
 	r.OutOfMemory = m.short

@@ -259,6 +259,7 @@ func (l *loop) retire() {
 	for _, m := range l.order {
 		if done(m) {
 			delete(l.models, m.name())
+			l.deaf(m)
 			l.log.Info("model unloaded", "model", m.name())
 			if m.loaded != nil {
 				l.toClose = append(l.toClose, m.loaded)

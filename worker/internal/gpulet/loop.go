@@ -29,6 +29,10 @@ type loop struct {
 	open    map[*request]struct{} // fetched, and neither acknowledged nor given up
 	events  chan bus.PullEvent
 
+	cancellations chan bus.Cancellation
+	quit          chan struct{}  // closed when nobody reads cancellations any more
+	deafening     sync.WaitGroup // subscriptions to cancellations that end
+
 	decoders  *decoders
 	exec      *executor
 	busy      bool
@@ -65,8 +69,11 @@ func newLoop(cfg Config) *loop {
 		batcher: batch.New(nil),
 		open:    map[*request]struct{}{},
 		events:  make(chan bus.PullEvent, 1024),
-		lead:    newLead(),
-		ahead:   1,
+
+		cancellations: make(chan bus.Cancellation, 1024), quit: make(chan struct{}),
+
+		lead:  newLead(),
+		ahead: 1,
 	}
 }
 
@@ -84,9 +91,12 @@ func (l *loop) run(ctx context.Context) error {
 
 	err := l.serve(drain, abort)
 
+	close(l.quit)
 	for _, m := range l.order {
 		l.stopPulling(m)
+		l.deaf(m)
 	}
+	l.deafening.Wait()
 	stopLoading()
 	if err != nil {
 		l.exec.abandon()
@@ -133,6 +143,8 @@ func (l *loop) serve(drain, abort context.Context) error {
 		select {
 		case e := <-l.events:
 			l.pullEvents(e)
+		case c := <-l.cancellations:
+			l.cancel(c, time.Now())
 		case o := <-l.exec.out:
 			if err := l.finished(o); err != nil {
 				return err
@@ -255,6 +267,10 @@ func (l *loop) admit(m *bound, msg *bus.Msg, now time.Time) {
 		l.expire(req, now)
 		return
 	}
+	if m.cancelled.has(req.id(), now) {
+		l.giveUp(req)
+		return
+	}
 	if msg.Delivered > 1 {
 		l.question(req)
 		return
@@ -285,6 +301,10 @@ func (l *loop) reject(req *request, err error) {
 
 // hold puts a decoded request where the next batches are made of.
 func (l *loop) hold(req *request, now time.Time) {
+	if req.unwanted {
+		l.giveUp(req)
+		return
+	}
 	it := batch.Item{Payload: req, Samples: req.samples, Deadline: req.deadline, Arrived: req.msg.Stored}
 	if !l.batcher.Add(req.model.name(), it, now) {
 		l.forget(req)

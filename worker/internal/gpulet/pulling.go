@@ -159,7 +159,11 @@ func (l *loop) startPulling(m *bound) {
 		return
 	}
 	l.stopPulling(m)
-	p, err := l.cfg.Bus.NewPuller(m.name(), bus.PullerOptions{Rank: m.Rank, Events: l.events})
+	err := l.hearCancellations(m)
+	var p *bus.Puller
+	if err == nil {
+		p, err = l.cfg.Bus.NewPuller(m.name(), bus.PullerOptions{Rank: m.Rank, Events: l.events})
+	}
 	if err != nil {
 		m.problem = err.Error()
 		m.loadAt = time.Now().Add(m.again.Next())

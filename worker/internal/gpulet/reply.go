@@ -4,28 +4,36 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/life"
 	"github.com/gpulet/gpulet/shared/tensor"
 	"github.com/gpulet/gpulet/shared/wire"
 )
 
 // answer replies to every request of a run that is over.
 func (l *loop) answer(o outcome) {
-	if o.err != nil {
-		for _, req := range o.requests {
-			req.model.counts.Failed++
-			l.refuse(req, wire.Failed, o.err.Error())
-		}
-		return
+	var outputs []tensor.Tensor
+	if o.err == nil {
+		defer o.result.Free()
+		outputs = o.result.Outputs()
 	}
-	defer o.result.Free()
-	outputs := o.result.Outputs()
 	from := 0
 	for _, req := range o.requests {
-		l.reply(o, req, outputs, from)
+		switch {
+		case req.unwanted:
+			l.refuse(req, wire.Cancelled, "cancelled while it ran")
+		case o.err != nil:
+			req.model.counts.Failed++
+			l.refuse(req, wire.Failed, o.err.Error())
+		default:
+			l.reply(o, req, outputs, from)
+		}
 		from += req.samples
 	}
 }
@@ -89,34 +97,30 @@ func (l *loop) send(req *request, rep wire.Reply) {
 		l.end(req)
 		return
 	}
-	if to := req.msg.Get(wire.HeaderReplyTo); to != "" {
-		l.deliver(req, rep, to, header, body)
-		return
+	to := req.msg.Get(wire.HeaderReplyTo)
+	if to == "" || l.deliver(req, rep, to, header, body) {
+		l.store(req, rep, header, body)
 	}
-	l.store(req, rep, header, body)
 }
 
-// deliver sends a reply to the request's inbox.
-func (l *loop) deliver(req *request, rep wire.Reply, to string, header map[string]string, body []byte) {
+// deliver sends a reply to the request's inbox. It reports whether it is left to the caller to keep the
+// reply, too, as the request asks, and to end the request.
+func (l *loop) deliver(req *request, rep wire.Reply, to string, header map[string]string, body []byte) bool {
 	err := l.cfg.Bus.Reply(to, header, body)
 	switch {
-	case err == nil:
-		l.end(req)
-	case errors.Is(err, bus.ErrUnavailable):
-		// The queue delivers the request again, to somebody who can answer.
-		l.log.Warn("reply not sent", "model", rep.Model, "request_id", rep.RequestID, "error", err)
-		l.forget(req)
 	case errors.Is(err, bus.ErrTooLarge) && rep.Status == wire.StatusOK:
 		req.model.counts.Failed++
 		l.refuse(req, wire.Failed, "reply: "+err.Error())
-	default:
-		// There is nobody to tell: the address itself is bad.
-		l.log.Debug("reply address refused", "model", rep.Model, "request_id", rep.RequestID, "error", err)
-		l.end(req)
+		return false
+	case req.msg.Get(wire.HeaderKeep) != "" && sentOf(err).Acknowledge():
+		return true
 	}
+	l.forget(req)
+	l.conclude(req, rep, err, l.draining)
+	return false
 }
 
-// store keeps a reply that nobody waits for. It takes a round trip, so it does not happen on the
+// store keeps a reply as a result. It takes a round trip, so it does not happen on the
 // loop; how many are under way is bounded by how many requests may be unacknowledged.
 func (l *loop) store(req *request, rep wire.Reply, header map[string]string, body []byte) {
 	l.forget(req)
@@ -131,15 +135,58 @@ func (l *loop) store(req *request, rep wire.Reply, header map[string]string, bod
 				err = l.cfg.Bus.StoreResult(rep.Model, rep.RequestID, header, body)
 			}
 		}
-		if errors.Is(err, bus.ErrUnavailable) {
-			l.log.Warn("result not stored", "model", rep.Model, "request_id", rep.RequestID, "error", err)
-			return // delivered again after the AckWait
-		}
-		if err != nil {
-			l.log.Warn("result refused", "model", rep.Model, "request_id", rep.RequestID, "error", err)
-		}
-		l.ack(req, draining)
+		l.conclude(req, rep, err, draining)
 	}()
+}
+
+// conclude acknowledges a request after a try to answer it, unless another gpu-let has to try again.
+// It may run on any goroutine.
+func (l *loop) conclude(req *request, rep wire.Reply, err error, wait bool) {
+	sent := sentOf(err)
+	level := slog.LevelDebug // of an address that is bad: its owner's affair
+	if sent == life.Unsent {
+		level = slog.LevelWarn
+	}
+	if err != nil {
+		l.log.Log(context.Background(), level, "reply not sent", "model", rep.Model, "request_id", rep.RequestID, "error", err)
+	}
+	if !sent.Acknowledge() {
+		return // delivered again after the AckWait
+	}
+	req.model.answers.count(rep.Status)
+	l.ack(req, wait)
+}
+
+// sentOf says what became of a reply.
+func sentOf(err error) life.Sent {
+	switch {
+	case err == nil:
+		return life.Handed
+	case errors.Is(err, bus.ErrUnavailable):
+		return life.Unsent
+	}
+	return life.Undeliverable
+}
+
+// answers counts the requests that were answered, by status.
+type answers struct {
+	mu sync.Mutex // guards n
+	n  map[string]uint64
+}
+
+func (a *answers) count(s wire.Status) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.n == nil {
+		a.n = map[string]uint64{}
+	}
+	a.n[string(s)]++
+}
+
+func (a *answers) counts() map[string]uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.n)
 }
 
 // end acknowledges a request that was answered.

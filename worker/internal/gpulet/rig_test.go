@@ -316,7 +316,7 @@ func (r *rig) wait(ids ...string) []wire.Reply {
 func (r *rig) publish(m *bus.Message) {
 	r.t.Helper()
 	r.unstored.Add(1)
-	if err := r.client.PublishAsync(m, func(err error) {
+	if err := r.client.PublishAsync(m, func(_ bus.Receipt, err error) {
 		defer r.unstored.Done()
 		if err != nil {
 			r.t.Errorf("publish %s: %v", m.RequestID, err)
