@@ -32,19 +32,21 @@ const (
 func buckets() []jetstream.KeyValueConfig {
 	list := []jetstream.KeyValueConfig{
 		{Bucket: BucketPlan, Description: "the plan", History: 16, Storage: jetstream.FileStorage},
+		leaseBucket(),
 		{Bucket: BucketState, Description: "reports of hosts and gpu-lets", History: 1, TTL: StateTTL, Storage: jetstream.MemoryStorage},
 		{Bucket: BucketModels, Description: "registered models", History: 1, Storage: jetstream.FileStorage},
 		{Bucket: BucketProfiles, Description: "profiles measured by agents", History: 1, Storage: jetstream.FileStorage},
 	}
 	for i := range list {
-		// The server repeats every change once it is stored: a plain subscription then watches the
-		// bucket, needs no consumer and survives reconnects.
-		list[i].RePublish = &jetstream.RePublish{
-			Source:      kvPrefix(list[i].Bucket) + ">",
-			Destination: changedPrefix(list[i].Bucket) + ">",
-		}
+		list[i].RePublish = repeated(list[i].Bucket)
 	}
 	return list
+}
+
+// repeated has the server repeat every change of a bucket once it is stored: a plain subscription
+// then watches it, needs no consumer and survives reconnects.
+func repeated(bucket string) *jetstream.RePublish {
+	return &jetstream.RePublish{Source: kvPrefix(bucket) + ">", Destination: changedPrefix(bucket) + ">"}
 }
 
 // entry is one value of a bucket.
@@ -72,7 +74,8 @@ func checkKey(bucket, key string) error {
 	return nil
 }
 
-// get reads one key; ErrNotFound when it is not there.
+// get reads one key; ErrNotFound when it is not there. Of one that was deleted the entry still tells
+// the revision.
 func (b *Bus) get(ctx context.Context, bucket, key string) (entry, error) {
 	if err := checkKey(bucket, key); err != nil {
 		return entry{}, err
@@ -84,12 +87,16 @@ func (b *Bus) get(ctx context.Context, bucket, key string) (entry, error) {
 		return entry{}, fmt.Errorf("%s %s: %w", bucket, key, unavailable(err))
 	}
 	switch status := m.Header.Get("Status"); {
-	case status == "404", status == "" && m.Header.Get(headerKVOp) != "":
+	case status == "404":
 		return entry{}, fmt.Errorf("%s %s: %w", bucket, key, ErrNotFound)
 	case status != "":
 		return entry{}, fmt.Errorf("%s %s: %w: status %s %s", bucket, key, ErrUnavailable, status, m.Header.Get("Description"))
 	}
-	return carried(key, m)
+	e, err := carried(key, m)
+	if err == nil && m.Header.Get(headerKVOp) != "" {
+		err = fmt.Errorf("%s %s: %w: it was deleted", bucket, key, ErrNotFound)
+	}
+	return e, err
 }
 
 // carried reads what the server says of a stored message in the headers of its copy.

@@ -19,7 +19,8 @@ const (
 	ConsumerBury     = "BURY"           // of StreamAdvisories
 
 	BucketPlan     = "GPULET_PLAN"     // key "current"
-	BucketState    = "GPULET_STATE"    // keys "host.<id>", "gpulet.<id>", "planner"
+	BucketLease    = "GPULET_LEASE"    // key "planner"
+	BucketState    = "GPULET_STATE"    // keys "host.<id>", "gpulet.<id>", "planner", "standby.<name>"
 	BucketModels   = "GPULET_MODELS"   // key <model>
 	BucketProfiles = "GPULET_PROFILES" // key <gpu type>.<model>
 
@@ -65,6 +66,7 @@ func kvPrefix(bucket string) string { return "$KV." + bucket + "." }
 
 func hostKey(host string) string              { return "host." + host }
 func gpuletKey(id string) string              { return "gpulet." + id }
+func standbyKey(planner string) string        { return "standby." + planner }
 func profileKey(gpuType, model string) string { return gpuType + "." + model }
 
 // advisorySubjects are where JetStream says that it gave a request up, without and after a Term.
