@@ -33,6 +33,8 @@ var (
 	ErrConflict = errors.New("conflict")
 	// ErrNotFound: there is no such document or result.
 	ErrNotFound = errors.New("not found")
+	// ErrFixed: what is there differs in something that JetStream does not change.
+	ErrFixed = errors.New("it cannot be changed in place")
 	// ErrClosed: the bus or the puller is closed.
 	ErrClosed = errors.New("closed")
 )

@@ -42,6 +42,7 @@ type file struct {
 	Version    *int                   `yaml:"version"`
 	Weight     *float64               `yaml:"weight"`
 	Class      *string                `yaml:"class"`
+	Storage    *string                `yaml:"storage"`
 }
 
 type fileSpec struct {
@@ -58,7 +59,7 @@ type filePreproc struct {
 }
 
 var (
-	topKeys     = []string{"name", "slo", "timeout", "max_batch", "precision", "inputs", "outputs", "preprocess", "version", "weight", "class"}
+	topKeys     = []string{"name", "slo", "timeout", "max_batch", "precision", "inputs", "outputs", "preprocess", "version", "weight", "class", "storage"}
 	specKeys    = []string{"name", "dtype", "shape"}
 	preprocKeys = []string{"accept", "scale", "mean", "std"}
 )
@@ -225,6 +226,12 @@ func (f file) config() (Config, error) {
 	}
 	if c.Class, err = oneOf("class", f.Class, "interactive", "offline"); err != nil {
 		return c, err
+	}
+	if c.Storage, err = oneOf("storage", f.Storage, "memory", "file"); err != nil {
+		return c, err
+	}
+	if f.Storage == nil && c.Class == "offline" {
+		c.Storage = "file"
 	}
 	if f.Weight != nil {
 		if c.Weight = *f.Weight; !(c.Weight > 0) || math.IsInf(c.Weight, 0) {

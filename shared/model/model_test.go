@@ -26,7 +26,7 @@ func TestParseConfigFillsDefaults(t *testing.T) {
 	}
 	want := Config{
 		Name: "resnet50", SLO: 108 * time.Millisecond, Timeout: 216 * time.Millisecond, MaxBatch: 32,
-		Precision: "stored", Weight: 1, Class: "interactive",
+		Precision: "stored", Weight: 1, Class: "interactive", Storage: "memory",
 		Inputs:     []tensor.Spec{{Name: "input", DType: tensor.FP32, Shape: []int64{3, 224, 224}}},
 		Outputs:    []tensor.Spec{{Name: "output", DType: tensor.FP32, Shape: []int64{1000}}},
 		Preprocess: map[string]Preprocess{"input": {Accept: []tensor.DType{tensor.UINT8}, Scale: 0.5, Mean: []float64{0.1, 0.2, 0.3}, Std: []float64{1}}},
@@ -52,6 +52,7 @@ func TestParseConfigSaysWhatIsWrong(t *testing.T) {
 		{"too large", edit("[3, 224, 224]", "[4611686018427387904, 4]"), `key "inputs[0].shape"`},
 		{"timeout below slo", resnet + "timeout: 5ms\n", `key "timeout": found 5ms: expected at least the slo, 108ms`},
 		{"bad precision", resnet + "precision: int8\n", `key "precision": found "int8": expected one of stored, fp32, fp16, bf16`},
+		{"bad storage", resnet + "storage: disk\n", `key "storage": found "disk": expected one of memory, file`},
 		{"bad weight", resnet + "weight: -1\n", `key "weight": found -1: expected a number above 0`},
 		{"NaN weight", resnet + "weight: .nan\n", `key "weight": found NaN`},
 		{"preprocess of nothing", resnet + "preprocess: {img: {accept: [UINT8]}}\n", `key "preprocess.img": found no such input`},
@@ -67,6 +68,20 @@ func TestParseConfigSaysWhatIsWrong(t *testing.T) {
 				t.Errorf("error %v\nexpected %q", err, c.want)
 			}
 		})
+	}
+}
+
+func TestRequestsWaitWhereTheirClassSaysUnlessTold(t *testing.T) {
+	for yaml, want := range map[string]string{
+		"":                                  "memory",
+		"class: offline\n":                  "file",
+		"class: offline\nstorage: memory\n": "memory",
+		"storage: file\n":                   "file",
+	} {
+		c, err := ParseConfig("", []byte(resnet+yaml))
+		if err != nil || c.Storage != want {
+			t.Errorf("%q: storage %q, %v; expected %q", yaml, c.Storage, err, want)
+		}
 	}
 }
 

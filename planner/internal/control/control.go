@@ -92,6 +92,7 @@ type Planner struct {
 	registry registry
 	traffic  traffic
 	queues   queues
+	fixed    map[string]error // by model: why its queue is not as the model asks
 	notices  notices
 
 	schedule    epoch.Schedule
@@ -109,6 +110,7 @@ func New(cfg Config, b Bus, m *Metrics, log *slog.Logger) *Planner {
 		registry:    registry{repo: &model.Repository{Root: cfg.Models}},
 		traffic:     newTraffic(cfg.Decide.Demand),
 		queues:      queues{},
+		fixed:       map[string]error{},
 		notices:     notices{log: log},
 		schedule:    epoch.Schedule{Epoch: cfg.Epoch, MinGap: cfg.MinGap},
 		reconnected: make(chan struct{}, 1),
@@ -333,7 +335,7 @@ func (p *Planner) epoch(ctx context.Context, now time.Time, cause, why string) e
 	d := epoch.Decide(p.cfg.Decide, p.state)
 	took := time.Since(begin)
 	p.metrics.epoch(cause, d, took)
-	for _, err := range slices.Concat(p.registry.problems, fileProblems) {
+	for _, err := range slices.Concat(p.registry.problems, fileProblems, slices.Collect(maps.Values(p.fixed))) {
 		d.Problems = append(d.Problems, err.Error())
 	}
 	slices.Sort(d.Problems)
@@ -404,6 +406,7 @@ func (p *Planner) register(ctx context.Context) error {
 		p.log.Info("model registered", "model", m.Name, "version", m.Version, "archive", m.Hash[:min(12, len(m.Hash))], "slo", m.SLO)
 	}
 	for _, name := range change.remove {
+		delete(p.fixed, name)
 		if err := p.bus.DeleteModel(ctx, name); err != nil {
 			return fmt.Errorf("take back %s: %w", name, err)
 		}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -334,6 +336,34 @@ func TestLeaderThatStopsHandsOverAtOnce(t *testing.T) {
 	w.standsBy("b")
 	a.stop()
 	w.leads("b", 2)
+}
+
+// A model that asks for another storage must not stop planning, nor cost what its queue holds.
+func TestQueueThatHoldsRequestsKeepsItsStorage(t *testing.T) {
+	w := newWorld(t)
+	w.model("resnet50", 108*time.Millisecond)
+	w.host0()
+	w.join("a")
+	w.plan("of a", serves("resnet50"))
+	w.must(w.client.Publish(t.Context(), &bus.Message{Model: "resnet50", RequestID: "1", Body: []byte("x")}))
+	yaml := filepath.Join(w.models, "resnet50", "model.yaml")
+	text, err := os.ReadFile(yaml)
+	w.must(err)
+	w.must(os.WriteFile(yaml, append(text, "storage: file\n"...), 0o600))
+	w.problem("model resnet50: the queue stays where it is", "storage Memory, wanted File")
+	w.model("vgg16", 142*time.Millisecond)
+	w.plan("of a, with another model", serves("resnet50", "vgg16"))
+	if lag, err := w.admin.Lag(t.Context(), "resnet50"); err != nil || lag.Pending != 1 {
+		t.Errorf("lag %+v, %v: expected the request to wait", lag, err)
+	}
+	w.must(os.WriteFile(yaml, text, 0o600))
+	w.eventually("the problem is gone", func() error {
+		r, err := w.admin.Planner(t.Context())
+		if err == nil && len(r.Problems) > 0 {
+			err = fmt.Errorf("problems %q", r.Problems)
+		}
+		return err
+	})
 }
 
 // An operator who applies or rolls back a plan takes no leader's place.
