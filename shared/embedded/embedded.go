@@ -28,6 +28,9 @@ type Config struct {
 	MonitorPort int `env:"NATS_MONITOR_PORT" envDefault:"8222" usage:"monitoring port of the embedded NATS (-1: any free one, 0: off)"`
 	// MaxPayload is the largest message in bytes, headers included; 0 means 8 MiB.
 	MaxPayload int `env:"NATS_MAX_PAYLOAD" envDefault:"8388608" usage:"largest message in bytes that the embedded NATS takes"`
+	// SyncAlways has everything that is stored in files on the disk before it is acknowledged. Without
+	// it a crash of the server costs nothing, and a crash of the machine up to two minutes.
+	SyncAlways bool `env:"NATS_SYNC_ALWAYS" envDefault:"false" usage:"acknowledge what is stored in files only once it is on the disk: outlives a power cut, costs a sync each"`
 	// StateDir holds keys/<role>.nk and jetstream/; the caller takes it from bus.Config.
 	StateDir string
 }
@@ -125,6 +128,7 @@ func options(cfg Config, log *slog.Logger) (*server.Options, error) {
 		JetStream:  true,
 		StoreDir:   filepath.Join(cfg.StateDir, "jetstream"),
 		MaxPayload: defaultMaxPayload,
+		SyncAlways: cfg.SyncAlways,
 		NoSigs:     true, // the process handles its signals
 	}
 	if cfg.MaxPayload != 0 {
