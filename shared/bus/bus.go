@@ -55,7 +55,6 @@ type Bus struct {
 	mu        sync.Mutex // guards the fields below
 	reconnect map[int]func()
 	nextHook  int
-	buckets   map[string]jetstream.KeyValue
 }
 
 // Close closes the connection and fails what waits for an acknowledgement; nothing that was

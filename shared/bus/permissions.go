@@ -21,7 +21,7 @@ func PermissionsOf(role Role) Permissions {
 		}
 	case RoleFrontend:
 		return Permissions{
-			Publish: join([]string{"infer.>", resultGet}, lagReading,
+			Publish: join([]string{"infer.>", resultGet, planHistory}, lagReading,
 				reading(BucketPlan, BucketState, BucketModels, BucketProfiles)),
 			Subscribe: join([]string{own}, changes(BucketPlan, BucketState, BucketModels, BucketProfiles)),
 		}
@@ -29,14 +29,14 @@ func PermissionsOf(role Role) Permissions {
 		return Permissions{
 			Publish: join([]string{
 				"$JS.API.CONSUMER.MSG.NEXT.*." + Consumer, "$JS.ACK.>", "result.>", "dlq.>",
-				kvPrefix(BucketState) + ">", kvPrefix(BucketProfiles) + ">",
+				kvPrefix(BucketState) + hostKey(everything), kvPrefix(BucketState) + gpuletKey(everything), kvPrefix(BucketProfiles) + ">",
 			}, answering, reading(BucketPlan, BucketModels, BucketProfiles)),
 			Subscribe: join([]string{own}, changes(BucketPlan, BucketModels, BucketProfiles)),
 		}
 	case RolePlanner:
 		return Permissions{
 			Publish: join([]string{
-				"$JS.API.>", "$JS.ACK.>", "$JS.FC.>", "$KV.>", "dlq.>", "result.>",
+				"$JS.API.>", "$JS.ACK.>", "$KV.>", "dlq.>", "result.>",
 			}, answering),
 			Subscribe: []string{own, "gpulet.changed.>", "$JS.EVENT.>"},
 		}
@@ -45,6 +45,9 @@ func PermissionsOf(role Role) Permissions {
 }
 
 const resultGet = "$JS.API.DIRECT.GET." + StreamResults + ".result.*.*"
+
+// planHistory reads old plans.
+const planHistory = "$JS.API.DIRECT.GET.KV_" + BucketPlan
 
 var (
 	// lagReading lets dashboards see how far queues are behind.
@@ -61,9 +64,6 @@ func reading(buckets ...string) []string {
 		list = append(list,
 			"$JS.API.STREAM.INFO."+s,
 			"$JS.API.DIRECT.GET."+s+".>",
-			"$JS.API.CONSUMER.CREATE."+s+".>",
-			"$JS.API.CONSUMER.DELETE."+s+".>",
-			"$JS.FC."+s+".>",
 		)
 	}
 	return list
