@@ -26,6 +26,7 @@ const settle = 10 * time.Millisecond
 const (
 	headerExpectLast = "Nats-Expected-Last-Subject-Sequence"
 	headerSequence   = "Nats-Sequence"
+	headerSubject    = "Nats-Subject"
 	headerTime       = "Nats-Time-Stamp"
 	headerKVOp       = "KV-Operation"
 )
@@ -165,8 +166,12 @@ func (b *Bus) write(ctx context.Context, bucket, key string, header map[string]s
 }
 
 // list reads the newest value of all keys that match filter, in no order. A bucket that is not there
-// yet is empty. It takes no consumer: who may make one may have the server send to any subject.
+// yet is empty. It takes no consumer: who may make one may have the server send to any subject. To
+// clients the bucket is all there is, and it has one value of each key.
 func (b *Bus) list(ctx context.Context, bucket, filter string) ([]entry, error) {
+	if b.role == RoleClient {
+		return b.walk(ctx, bucket, filter)
+	}
 	ctx, cancel := apiContext(ctx)
 	defer cancel()
 	info, err := b.bucketInfo(ctx, bucket, filter)
@@ -208,8 +213,6 @@ const listAtOnce = 32
 
 // bucketState is what the server says of a bucket's stream.
 type bucketState struct {
-	FirstSeq uint64            `json:"first_seq"`
-	LastSeq  uint64            `json:"last_seq"`
 	Subjects map[string]uint64 `json:"subjects"` // that match what was asked for
 }
 
@@ -239,25 +242,21 @@ func (b *Bus) bucketInfo(ctx context.Context, bucket, filter string) (bucketStat
 	return bucketState{}, fmt.Errorf("list %s: %w", bucket, jsError(info.Error))
 }
 
-// history reads every kept value of a key, oldest first.
-func (b *Bus) history(ctx context.Context, bucket, key string) ([]entry, error) {
+// walk reads every kept value of all keys that match filter, oldest first, one after the other.
+func (b *Bus) walk(ctx context.Context, bucket, filter string) ([]entry, error) {
 	ctx, cancel := apiContext(ctx)
 	defer cancel()
-	info, err := b.bucketInfo(ctx, bucket, key)
-	if err != nil {
-		return nil, err
-	}
 	var list []entry
-	for next := info.FirstSeq; next <= info.LastSeq && next > 0; {
-		ask, err := json.Marshal(map[string]any{"seq": next, "next_by_subj": kvPrefix(bucket) + key})
+	for next := uint64(1); ; {
+		ask, err := json.Marshal(map[string]any{"seq": next, "next_by_subj": kvPrefix(bucket) + filter})
 		if err != nil {
 			return nil, err
 		}
 		m, err := b.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+kvStream(bucket), ask)
 		if err != nil {
-			return nil, fmt.Errorf("%s %s: %w", bucket, key, unavailable(err))
+			return nil, fmt.Errorf("list %s: %w", bucket, unavailable(err))
 		}
-		e, err := kvEntry(bucket, key, m)
+		e, err := kvEntry(bucket, strings.TrimPrefix(m.Header.Get(headerSubject), kvPrefix(bucket)), m)
 		switch {
 		case err == nil:
 			list = append(list, e)
@@ -268,7 +267,6 @@ func (b *Bus) history(ctx context.Context, bucket, key string) ([]entry, error) 
 		}
 		next = e.rev + 1
 	}
-	return list, nil
 }
 
 // listOf lists decoded values; one that does not decode is logged and left out.

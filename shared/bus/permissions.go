@@ -16,7 +16,7 @@ func PermissionsOf(role Role) Permissions {
 	switch role {
 	case RoleClient:
 		return Permissions{
-			Publish:   join([]string{"infer.>", resultGet}, reading(BucketModels)),
+			Publish:   join([]string{"infer.>", resultGet}, walking(BucketModels)),
 			Subscribe: join([]string{own}, changes(BucketModels)),
 		}
 	case RoleFrontend:
@@ -55,6 +55,15 @@ var (
 	// answering is where replies go.
 	answering = []string{InboxPrefix(RoleClient) + ".>", InboxPrefix(RoleFrontend) + ".>"}
 )
+
+// walking is what it takes to read buckets, key by key or from one end to the other.
+func walking(buckets ...string) []string {
+	var list []string
+	for _, b := range buckets {
+		list = append(list, "$JS.API.DIRECT.GET."+kvStream(b), "$JS.API.DIRECT.GET."+kvStream(b)+".>")
+	}
+	return list
+}
 
 // reading is what it takes to read and list buckets.
 func reading(buckets ...string) []string {

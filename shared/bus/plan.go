@@ -56,7 +56,7 @@ func (b *Bus) PutPlan(ctx context.Context, p plan.Plan, rev uint64) (uint64, err
 // PlanHistory reads the last plans, at most 16, oldest first; the last one is the current one. A plan
 // that was only written again, by a new leader, is there once.
 func (b *Bus) PlanHistory(ctx context.Context) ([]plan.Plan, error) {
-	entries, err := b.history(ctx, BucketPlan, KeyPlan)
+	entries, err := b.walk(ctx, BucketPlan, KeyPlan)
 	if err != nil {
 		return nil, err
 	}

@@ -104,19 +104,32 @@ func start(cfg Config, log *slog.Logger) (*server.Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded NATS: %w", err)
 	}
+	if err := share(srv); err != nil {
+		return nil, err
+	}
 	words := &logger{log: log.With("component", "nats-server")}
 	srv.SetLoggerV2(words, false, false, false)
 	srv.Start()
 	if !srv.ReadyForConnections(startTimeout) {
-		srv.Shutdown()
-		srv.WaitForShutdown()
+		stop(srv)
 		return nil, fmt.Errorf("embedded NATS did not start within %v: %s", startTimeout, words.lastFatal())
+	}
+	// With a further account the server leaves it to us which one has streams.
+	if err := srv.GlobalAccount().EnableJetStream(nil, nil); err != nil {
+		stop(srv)
+		return nil, fmt.Errorf("embedded NATS: JetStream: %w", err)
 	}
 	return srv, nil
 }
 
+func stop(srv *server.Server) {
+	srv.Shutdown()
+	srv.WaitForShutdown()
+}
+
 func options(cfg Config, log *slog.Logger) (*server.Options, error) {
-	users, err := users(filepath.Join(cfg.StateDir, "keys"), log)
+	clients := server.NewAccount(clientsAccount)
+	users, err := users(filepath.Join(cfg.StateDir, "keys"), clients, log)
 	if err != nil {
 		return nil, err
 	}
@@ -124,6 +137,7 @@ func options(cfg Config, log *slog.Logger) (*server.Options, error) {
 		ServerName: "gpulet",
 		Host:       cfg.Host,
 		Port:       orRandom(cfg.Port),
+		Accounts:   []*server.Account{clients},
 		Nkeys:      users,
 		JetStream:  true,
 		StoreDir:   filepath.Join(cfg.StateDir, "jetstream"),
@@ -206,8 +220,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
-		s.srv.Shutdown()
-		s.srv.WaitForShutdown()
+		stop(s.srv)
 		_ = s.lock.Close()
 	}()
 	select {
