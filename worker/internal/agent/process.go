@@ -14,6 +14,7 @@ import (
 
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/worker/internal/link"
+	"github.com/gpulet/gpulet/worker/internal/privilege"
 )
 
 // event is what a process did.
@@ -37,9 +38,12 @@ type process struct {
 }
 
 // startProcess starts cmd in a process group of its own, so that Ctrl-C on a terminal reaches only
-// the agent, which drains its children.
+// the agent, which drains its children, and without a way to gain privileges.
 func startProcess(id string, cmd *exec.Cmd, events chan<- event, log *slog.Logger) (*process, error) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -52,7 +56,7 @@ func startProcess(id string, cmd *exec.Cmd, events chan<- event, log *slog.Logge
 	if err != nil {
 		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := privilege.Start(cmd); err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	p := &process{id: id, cmd: cmd, commands: make(chan link.Command, 64), gone: make(chan struct{}), log: log}
