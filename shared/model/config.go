@@ -22,6 +22,8 @@ const (
 	MaxSLO   = time.Hour
 	MaxBatch = 4096
 	maxIO    = 64
+	// maxConfig bounds a model.yaml in bytes.
+	maxConfig = 1 << 20
 )
 
 var nameRE = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)

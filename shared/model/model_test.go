@@ -3,7 +3,9 @@ package model
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -132,6 +134,45 @@ func TestScanFindsTheNewestVersionAndHidesNothing(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, text); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestNamesDoNotLeaveTheRepository(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "models")
+	write(t, filepath.Join(root, "resnet50/model.yaml"), resnet)
+	write(t, filepath.Join(root, "resnet50/1/model.pt"), "x")
+	write(t, filepath.Join(root, "../secret/model.yaml"), strings.Replace(resnet, "resnet50", "secret", 1))
+	write(t, filepath.Join(root, "../secret/1/model.pt"), "x")
+	for _, name := range []string{"../secret", "..", ".", "", "/", "resnet50/../../secret", "resnet50/", filepath.Join(root, "../secret"), "a\x00b", "Resnet50", strings.Repeat("a", 65)} {
+		if m, err := Load(root, name); err == nil || !strings.Contains(err.Error(), "expected a name of") {
+			t.Errorf("%q: %+v, %v: expected a refusal of the name", name, m, err)
+		}
+		if _, err := ParseConfig("", []byte(strings.Replace(resnet, "resnet50", strconv.Quote(name), 1))); err == nil {
+			t.Errorf("a model.yaml may give the name %q", name)
+		}
+	}
+	write(t, filepath.Join(root, "inner/model.yaml"), strings.Replace(resnet, "resnet50", "../secret", 1))
+	if _, err := Load(root, "inner"); err == nil {
+		t.Error("a model.yaml names another folder")
+	}
+}
+
+func TestWhatIsNoDescriptionIsNotRead(t *testing.T) {
+	root := t.TempDir()
+	write(t, filepath.Join(root, "large/model.yaml"), resnet+"#"+strings.Repeat("x", 2<<20))
+	if err := os.MkdirAll(filepath.Join(root, "folder/model.yaml"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(root, "pipe"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(root, "pipe/model.yaml"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"large": "found more than 1048576 bytes", "folder": "expected a file", "pipe": "expected a file"} {
+		if _, err := Load(root, name); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), name+"/model.yaml") {
+			t.Errorf("%s: error %v, expected %q", name, err, want)
+		}
 	}
 }
 
