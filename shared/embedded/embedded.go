@@ -114,10 +114,16 @@ func start(cfg Config, log *slog.Logger) (*server.Server, error) {
 		stop(srv)
 		return nil, fmt.Errorf("embedded NATS did not start within %v: %s", startTimeout, words.lastFatal())
 	}
-	// With a further account the server leaves it to us which one has streams.
+	// With a further account the server leaves it to us which one has streams. It takes connections
+	// once they have been recovered: until then every stream would seem to be gone.
 	if err := srv.GlobalAccount().EnableJetStream(nil, nil); err != nil {
 		stop(srv)
 		return nil, fmt.Errorf("embedded NATS: JetStream: %w", err)
+	}
+	srv.AcceptLoop(make(chan struct{}))
+	if srv.Addr() == nil {
+		stop(srv)
+		return nil, fmt.Errorf("embedded NATS does not listen on %s: %s", cfg.Host, words.lastFatal())
 	}
 	return srv, nil
 }
@@ -144,6 +150,7 @@ func options(cfg Config, log *slog.Logger) (*server.Options, error) {
 		MaxPayload: defaultMaxPayload,
 		SyncAlways: cfg.SyncAlways,
 		NoSigs:     true, // the process handles its signals
+		DontListen: true, // until start says so
 	}
 	if cfg.MaxPayload != 0 {
 		opts.MaxPayload = int32(cfg.MaxPayload) // validated

@@ -227,7 +227,7 @@ type universe struct {
 // planner dead, another leads within the bound.
 func TestNoScheduleMakesAPlanOfADeposedLeader(t *testing.T) {
 	plans, terms := uint64(0), uint64(0)
-	for seed := range uint64(2000) {
+	for seed := range uint64(500) {
 		u := newUniverse(seed, 1, 1, 1)
 		for step := 0; step < 2000 && !t.Failed(); step++ {
 			u.step(t)
@@ -239,7 +239,7 @@ func TestNoScheduleMakesAPlanOfADeposedLeader(t *testing.T) {
 			t.Fatalf("seed %d", seed)
 		}
 	}
-	if plans < 100_000 || terms < 5_000 {
+	if plans < 30_000 || terms < 1_200 {
 		t.Errorf("%d plans in %d terms: the schedules show too little", plans, terms)
 	}
 }
@@ -248,7 +248,7 @@ func TestNoScheduleMakesAPlanOfADeposedLeader(t *testing.T) {
 // planners may count themselves leaders then; the fence of the plans does not care.
 func TestClocksOfAnySpeedMakeNoPlanOfADeposedLeader(t *testing.T) {
 	both := 0
-	for seed := range uint64(2000) {
+	for seed := range uint64(500) {
 		u := newUniverse(seed, 0.1, 1, 10)
 		for step := 0; step < 2000 && !t.Failed(); step++ {
 			u.step(t)
