@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"net/url"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -54,13 +53,7 @@ func TestTheBusMayCrash(t *testing.T) {
 	s.WaitReady(t, "double")
 	allRight(t, "before", load(t, s, "--rates", "double=50", "--duration", "1s").Total)
 
-	s.Frontend.Kill()
-	nats, err := url.Parse(s.NATS)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Frontend = s.StartFrontend(t, "--nats-port", nats.Port(), "--http-addr", strings.TrimPrefix(s.HTTP, "http://"))
-	s.Frontend.WaitEvent(t, "frontend is up")
+	crash(t, s)
 	s.WaitReady(t, "double")
 	harness.Eventually(t, "an answer", func() error {
 		code, body, err := harness.Post(s.HTTP+"/v2/models/double/infer", goodJSON)

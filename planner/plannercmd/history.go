@@ -119,7 +119,8 @@ func publishAgain(ctx context.Context, b *bus.Bus, args []string) (plan.Plan, er
 }
 
 // publish makes a plan from the current one and publishes it as the next revision. A planner that
-// publishes at the same moment wins once; then the plan is made again, from what it published.
+// publishes at the same moment wins once; then the plan is made again, from what it published. The
+// term stays: an operator takes no planner's place.
 func publish(ctx context.Context, b *bus.Bus, make func(current plan.Plan) (plan.Plan, error)) (plan.Plan, error) {
 	for {
 		current, rev, err := b.GetPlan(ctx)
@@ -130,7 +131,7 @@ func publish(ctx context.Context, b *bus.Bus, make func(current plan.Plan) (plan
 		if err != nil {
 			return plan.Plan{}, err
 		}
-		next.Revision, next.Created = current.Revision+1, time.Now().UTC()
+		next.Revision, next.Term, next.Created = current.Revision+1, current.Term, time.Now().UTC()
 		if _, err = b.PutPlan(ctx, next, rev); err == nil {
 			return next, nil
 		}

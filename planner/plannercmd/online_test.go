@@ -138,7 +138,7 @@ func TestStatusShowsTheSystem(t *testing.T) {
 	}))
 	client := embeddedtest.Connect(t, s.srv, bus.RoleClient)
 	must(t, client.Publish(t.Context(), &bus.Message{Model: "resnet50", RequestID: "1", Body: []byte("x")}))
-	s.expect(s.ask("status"), "plan 1, ", "gpulet, 1 GPU used", "there is no plan yet", "rtx2080ti (sim)", g.ID, "ready",
+	s.expect(s.ask("status"), "plan 1, ", " leads term 1, for ", "gpulet, 1 GPU used", "there is no plan yet", "rtx2080ti (sim)", g.ID, "ready",
 		"stray", "failed (not planned)", "gpu-let stray: failed", "out of memory")
 	var st status
 	must(t, json.Unmarshal([]byte(s.ask("status", "--json")), &st))
@@ -147,6 +147,25 @@ func TestStatusShowsTheSystem(t *testing.T) {
 	}
 	if len(st.Gpulets) != 2 || st.Gpulets[0].State != plan.Ready || st.Gpulets[0].Requests != 7 || st.Gpulets[0].Expired != 3 {
 		t.Errorf("gpu-lets %+v", st.Gpulets)
+	}
+}
+
+func TestStatusShowsWhoLeads(t *testing.T) {
+	s := startSystem(t)
+	must(t, s.bus.PutStandby(t.Context(), plan.StandbyReport{Planner: "other/7", Time: time.Now()}))
+	s.expect(s.ask("status"), " leads term 1, for ", "; standing by: other/7")
+	var st status
+	must(t, json.Unmarshal([]byte(s.ask("status", "--json")), &st))
+	if l := st.Lease; st.Planner == nil || st.Planner.Name != l.Holder || l.Term != 1 || st.Plan.Term != 1 || l.TTLS != 5 || l.over() {
+		t.Errorf("planner %+v, lease %+v, plan of term %d", st.Planner, l, st.Plan.Term)
+	}
+	for want, l := range map[string]leaseStatus{
+		"nobody leads\n": {},
+		"nobody leads: a/1 led term 3 until it fell silent 1m0s ago\n": {Holder: "a/1", Term: 3, AgeS: 60, TTLS: 5},
+	} {
+		if got := (status{Lease: l}).table(); !strings.Contains(got, want) {
+			t.Errorf("found no %q in:\n%s", want, got)
+		}
 	}
 }
 
@@ -242,6 +261,7 @@ func TestWrongUsage(t *testing.T) {
 		{"run --algorithm best", "expected one of"},
 		{"run --violations 2", "must be between 0 and 0.5"},
 		{"run --warm-rps 0", "must be positive"},
+		{"run --lease 1ms", "must be between 500ms and 10m"},
 		{"run --nats-url http://x", "expected nats://"},
 		{"status --every 1ms", "must be at least 100ms"},
 		{"simulate", "nothing to simulate"},

@@ -31,6 +31,9 @@ type runConfig struct {
 	Observe time.Duration `env:"OBSERVE" envDefault:"1s" usage:"time between looks at rates and queues"`
 	// MinGap keeps epochs that cannot wait from following each other at once.
 	MinGap time.Duration `env:"MIN_GAP" envDefault:"2s" usage:"least time between an epoch and one that cannot wait"`
+	// Lease is how long a leader may be silent. A standby leads at the latest 1.4 of it after the
+	// leader's death; a leader that is paused for longer comes back as a standby.
+	Lease time.Duration `env:"LEASE" envDefault:"5s" usage:"of several planners another leads when the one that led was silent for so long"`
 }
 
 // Validate names the first setting that is out of range.
@@ -43,6 +46,8 @@ func (c *runConfig) Validate() error {
 		return fmt.Errorf("observe %v: must be between 10ms and the epoch, %v", c.Observe, c.Steer.Epoch)
 	case c.MinGap < 0:
 		return fmt.Errorf("min-gap %v: must not be negative", c.MinGap)
+	case c.Lease < 500*time.Millisecond || c.Lease > 10*time.Minute:
+		return fmt.Errorf("lease %v: must be between 500ms and 10m", c.Lease)
 	}
 	return nil
 }
@@ -54,7 +59,10 @@ func newRunCommand() *cobra.Command {
 		Short: "Plan a running system, epoch by epoch",
 		Long: `Watches hosts, models and queues, and publishes a new plan when the one that runs is broken,
 falls short, or takes more GPUs than are needed. Registers the models of the repository and keeps
-their queues.`,
+their queues.
+
+Several may run, on one model repository: one leads, the others stand by and take over when it is
+silent for as long as --lease. planner status shows which one leads.`,
 		Example: `  planner run
   planner run --models /srv/models --profiles /srv/profiles --epoch 5s
   GPULET_NATS_URL=nats://nats:4222 planner run --idle-after 10m`,
@@ -99,7 +107,7 @@ func run(cmd *cobra.Command, cfg *runConfig) error {
 		return nil
 	})
 	planner := control.New(control.Config{
-		Name: control.DefaultName(), Epoch: s.Epoch, Observe: cfg.Observe, MinGap: cfg.MinGap,
+		Name: control.DefaultName(), Epoch: s.Epoch, Observe: cfg.Observe, MinGap: cfg.MinGap, Lease: cfg.Lease,
 		Decide: cfg.Way.reserve(s.decide()), Models: cfg.Models, Profiles: cfg.Profiles, Interference: s.Interference,
 	}, b, metrics, log)
 	g := lifecycle.NewGroup(ctx)

@@ -36,7 +36,9 @@ func (c *statusConfig) Validate() error {
 // status is a running system at one moment. Field names are part of the command's output.
 type status struct {
 	Time     time.Time          `json:"time"`
-	Planner  *plannerStatus     `json:"planner"` // null: none runs
+	Planner  *plannerStatus     `json:"planner"` // null: none leads
+	Lease    leaseStatus        `json:"lease"`
+	Standbys []string           `json:"standbys"` // planners that would take over
 	Plan     planStatus         `json:"plan"`
 	Hosts    []plan.HostReport  `json:"hosts"`
 	Gpulets  []gpuletStatus     `json:"gpulets"`
@@ -46,12 +48,28 @@ type status struct {
 
 type plannerStatus struct {
 	Name     string  `json:"name"`
+	Term     uint64  `json:"term"`
 	Revision uint64  `json:"revision"`
 	AgeS     float64 `json:"age_s"`
 }
 
+// leaseStatus is which planner leads, by the lease itself.
+type leaseStatus struct {
+	Holder string `json:"holder"` // empty: nobody, or nobody yet
+	Term   uint64 `json:"term"`
+	// SinceS is for how long the term has lasted, AgeS for how long the lease was not written; it is
+	// over when that is more than TTLS.
+	SinceS float64 `json:"since_s"`
+	AgeS   float64 `json:"age_s"`
+	TTLS   float64 `json:"ttl_s"`
+}
+
+// over reports whether the holder has been silent for too long.
+func (l leaseStatus) over() bool { return l.AgeS > l.TTLS }
+
 type planStatus struct {
 	Revision    uint64             `json:"revision"`
+	Term        uint64             `json:"term"` // of the planner that wrote it
 	AgeS        float64            `json:"age_s"`
 	Algorithm   string             `json:"algorithm"`
 	Reason      string             `json:"reason"`
@@ -116,13 +134,16 @@ func readStatus(ctx context.Context, b *bus.Bus) (status, error) {
 		err = s.readPlanner(ctx, b)
 	}
 	if err == nil {
+		err = s.readLease(ctx, b)
+	}
+	if err == nil {
 		err = s.readModels(ctx, b, current)
 	}
 	if err != nil {
 		return status{}, fmt.Errorf("read the system's state: %w", err)
 	}
 	s.Plan = planStatus{
-		Revision: current.Revision, Algorithm: current.Algorithm, Reason: current.Reason, Pinned: current.Pinned,
+		Revision: current.Revision, Term: current.Term, Algorithm: current.Algorithm, Reason: current.Reason, Pinned: current.Pinned,
 		GPUsUsed: current.GPUsUsed, DesiredGPUs: current.DesiredGPUs, Unserved: current.Unserved,
 	}
 	if current.Revision > 0 {
@@ -136,16 +157,33 @@ func readStatus(ctx context.Context, b *bus.Bus) (status, error) {
 func (s *status) readPlanner(ctx context.Context, b *bus.Bus) error {
 	r, err := b.Planner(ctx)
 	if errors.Is(err, bus.ErrNotFound) {
-		s.Problems = append(s.Problems, "no planner runs: the last plan stays")
+		s.Problems = append(s.Problems, "no planner leads: the last plan stays")
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	s.Planner = &plannerStatus{Name: r.Planner, Revision: r.Revision, AgeS: s.Time.Sub(r.Time).Seconds()}
+	s.Planner = &plannerStatus{Name: r.Planner, Term: r.Term, Revision: r.Revision, AgeS: s.Time.Sub(r.Time).Seconds()}
 	s.Models = r.Models
 	s.Problems = append(s.Problems, r.Problems...)
 	return nil
+}
+
+func (s *status) readLease(ctx context.Context, b *bus.Bus) error {
+	l, _, written, err := b.Lease(ctx)
+	if err != nil {
+		return err
+	}
+	s.Lease = leaseStatus{Holder: l.Holder, Term: l.Term, TTLS: float64(l.TTLMs) / 1000}
+	if l.Term > 0 {
+		s.Lease.SinceS, s.Lease.AgeS = s.Time.Sub(l.Since).Seconds(), s.Time.Sub(written).Seconds()
+	}
+	standbys, err := b.Standbys(ctx)
+	s.Standbys = []string{}
+	for _, r := range standbys {
+		s.Standbys = append(s.Standbys, r.Planner)
+	}
+	return err
 }
 
 // readModels brings the planner's figures up to date with the queues, and stands in for them when
@@ -315,6 +353,18 @@ func (s status) head(b *strings.Builder) {
 	if s.Planner != nil {
 		fmt.Fprintf(b, "planner %s, last heard %s ago\n", s.Planner.Name, seconds(s.Planner.AgeS))
 	}
+	switch l := s.Lease; {
+	case l.Holder == "":
+		fmt.Fprint(b, "nobody leads")
+	case l.over():
+		fmt.Fprintf(b, "nobody leads: %s led term %d until it fell silent %s ago", l.Holder, l.Term, seconds(l.AgeS))
+	default:
+		fmt.Fprintf(b, "%s leads term %d, for %s", l.Holder, l.Term, seconds(l.SinceS))
+	}
+	if len(s.Standbys) > 0 {
+		fmt.Fprintf(b, "; standing by: %s", strings.Join(s.Standbys, ", "))
+	}
+	fmt.Fprintln(b)
 }
 
 func seconds(s float64) string {

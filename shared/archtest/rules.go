@@ -20,6 +20,7 @@ var reserved = []reservation{
 var pure = []string{
 	"planner/internal/check",
 	"planner/internal/demand",
+	"planner/internal/lease",
 	"planner/internal/pack",
 	"planner/internal/problem",
 	"planner/internal/sim",

@@ -33,6 +33,8 @@ var (
 	ErrConflict = errors.New("conflict")
 	// ErrNotFound: there is no such document or result.
 	ErrNotFound = errors.New("not found")
+	// ErrFixed: what is there differs in something that JetStream does not change.
+	ErrFixed = errors.New("it cannot be changed in place")
 	// ErrClosed: the bus or the puller is closed.
 	ErrClosed = errors.New("closed")
 )
@@ -53,7 +55,6 @@ type Bus struct {
 	mu        sync.Mutex // guards the fields below
 	reconnect map[int]func()
 	nextHook  int
-	buckets   map[string]jetstream.KeyValue
 }
 
 // Close closes the connection and fails what waits for an acknowledgement; nothing that was

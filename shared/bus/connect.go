@@ -97,7 +97,7 @@ func Connect(ctx context.Context, cfg Config, role Role, name string, log *slog.
 	}
 	b := &Bus{
 		role: role, log: log, inbox: cfg.InboxPrefix, closed: make(chan struct{}),
-		reconnect: map[int]func(){}, buckets: map[string]jetstream.KeyValue{},
+		reconnect: map[int]func(){},
 	}
 	if b.inbox == "" {
 		b.inbox = InboxPrefix(role)

@@ -36,6 +36,14 @@ func (b *Bus) ensureStream(ctx context.Context, want jetstream.StreamConfig) err
 	return named("update stream "+want.Name, err)
 }
 
+// replaceStream makes a stream anew, with nothing in it.
+func (b *Bus) replaceStream(ctx context.Context, want jetstream.StreamConfig) error {
+	if err := b.js.DeleteStream(ctx, want.Name); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return named("delete stream "+want.Name, err)
+	}
+	return b.ensureStream(ctx, want)
+}
+
 // fixedStream refuses what JetStream cannot change in a stream that holds messages.
 func fixedStream(have, want jetstream.StreamConfig) error {
 	switch {
@@ -48,8 +56,8 @@ func fixedStream(have, want jetstream.StreamConfig) error {
 }
 
 func cannotChange(what, field string, have, want any) error {
-	return fmt.Errorf("%s has %s %v, wanted %v: it cannot be changed in place; "+
-		"stop its clients, let the workers empty it, delete it, and it is made anew", what, field, have, want)
+	return fmt.Errorf("%s has %s %v, wanted %v: %w; "+
+		"stop its clients, let the workers empty it, delete it, and it is made anew", what, field, have, want, ErrFixed)
 }
 
 // mergeStream is have with what we decide taken from want; what an operator set beside that stays.

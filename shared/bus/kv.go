@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -25,6 +26,7 @@ const settle = 10 * time.Millisecond
 const (
 	headerExpectLast = "Nats-Expected-Last-Subject-Sequence"
 	headerSequence   = "Nats-Sequence"
+	headerSubject    = "Nats-Subject"
 	headerTime       = "Nats-Time-Stamp"
 	headerKVOp       = "KV-Operation"
 )
@@ -32,20 +34,22 @@ const (
 func buckets() []jetstream.KeyValueConfig {
 	list := []jetstream.KeyValueConfig{
 		{Bucket: BucketPlan, Description: "the plan", History: 16, Storage: jetstream.FileStorage},
+		leaseBucket(),
 		{Bucket: BucketState, Description: "reports of hosts and gpu-lets", History: 1, TTL: StateTTL, Storage: jetstream.MemoryStorage},
 		{Bucket: BucketModels, Description: "registered models", History: 1, Storage: jetstream.FileStorage},
 		{Bucket: BucketProfiles, Description: "profiles measured by agents", History: 1, Storage: jetstream.FileStorage},
 		{Bucket: BucketSuspects, Description: "requests that were running when a gpu-let died", History: 1, TTL: SuspectTTL, Storage: jetstream.MemoryStorage},
 	}
 	for i := range list {
-		// The server repeats every change once it is stored: a plain subscription then watches the
-		// bucket, needs no consumer and survives reconnects.
-		list[i].RePublish = &jetstream.RePublish{
-			Source:      kvPrefix(list[i].Bucket) + ">",
-			Destination: changedPrefix(list[i].Bucket) + ">",
-		}
+		list[i].RePublish = repeated(list[i].Bucket)
 	}
 	return list
+}
+
+// repeated has the server repeat every change of a bucket once it is stored: a plain subscription
+// then watches it, needs no consumer and survives reconnects.
+func repeated(bucket string) *jetstream.RePublish {
+	return &jetstream.RePublish{Source: kvPrefix(bucket) + ">", Destination: changedPrefix(bucket) + ">"}
 }
 
 // entry is one value of a bucket.
@@ -73,7 +77,8 @@ func checkKey(bucket, key string) error {
 	return nil
 }
 
-// get reads one key; ErrNotFound when it is not there.
+// get reads one key; ErrNotFound when it is not there. Of one that was deleted the entry still tells
+// the revision.
 func (b *Bus) get(ctx context.Context, bucket, key string) (entry, error) {
 	if err := checkKey(bucket, key); err != nil {
 		return entry{}, err
@@ -84,13 +89,22 @@ func (b *Bus) get(ctx context.Context, bucket, key string) (entry, error) {
 	if err != nil {
 		return entry{}, fmt.Errorf("%s %s: %w", bucket, key, unavailable(err))
 	}
+	return kvEntry(bucket, key, m)
+}
+
+// kvEntry is the value in an answer of the server; ErrNotFound when it says that there is none.
+func kvEntry(bucket, key string, m *nats.Msg) (entry, error) {
 	switch status := m.Header.Get("Status"); {
-	case status == "404", status == "" && m.Header.Get(headerKVOp) != "":
+	case status == "404":
 		return entry{}, fmt.Errorf("%s %s: %w", bucket, key, ErrNotFound)
 	case status != "":
 		return entry{}, fmt.Errorf("%s %s: %w: status %s %s", bucket, key, ErrUnavailable, status, m.Header.Get("Description"))
 	}
-	return carried(key, m)
+	e, err := carried(key, m)
+	if err == nil && m.Header.Get(headerKVOp) != "" {
+		err = fmt.Errorf("%s %s: %w: it was deleted", bucket, key, ErrNotFound)
+	}
+	return e, err
 }
 
 // carried reads what the server says of a stored message in the headers of its copy.
@@ -152,74 +166,113 @@ func (b *Bus) write(ctx context.Context, bucket, key string, header map[string]s
 	return stored.Seq, nil
 }
 
-// bucket opens a bucket for listing; ErrNotFound where the planner has not made it yet.
-func (b *Bus) bucket(ctx context.Context, name string) (jetstream.KeyValue, error) {
-	b.mu.Lock()
-	kv := b.buckets[name]
-	b.mu.Unlock()
-	if kv != nil {
-		return kv, nil
+// list reads the newest value of all keys that match filter, in no order. A bucket that is not there
+// yet is empty. It takes no consumer: who may make one may have the server send to any subject. To
+// clients the bucket is all there is, and it has one value of each key.
+func (b *Bus) list(ctx context.Context, bucket, filter string) ([]entry, error) {
+	if b.role == RoleClient {
+		return b.walk(ctx, bucket, filter)
 	}
-	kv, err := b.js.KeyValue(ctx, name)
-	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", name, jsError(err))
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.buckets[name] = kv
-	return kv, nil
-}
-
-// list reads the newest value of all keys that match filter, or with history every kept value,
-// oldest first. A bucket that is not there yet is empty.
-func (b *Bus) list(ctx context.Context, bucket, filter string, history bool) ([]entry, error) {
 	ctx, cancel := apiContext(ctx)
 	defer cancel()
-	kv, err := b.bucket(ctx, bucket)
-	if errors.Is(err, ErrNotFound) {
-		return nil, nil
-	}
+	info, err := b.bucketInfo(ctx, bucket, filter)
 	if err != nil {
 		return nil, err
 	}
-	opts := []jetstream.WatchOpt{jetstream.IgnoreDeletes()}
-	if history {
-		opts = append(opts, jetstream.IncludeHistory())
+	keys := make(chan string, len(info.Subjects))
+	for subject := range info.Subjects {
+		keys <- strings.TrimPrefix(subject, kvPrefix(bucket))
 	}
-	w, err := kv.Watch(ctx, filter, opts...)
-	if err != nil {
-		return nil, fmt.Errorf("list %s: %w", bucket, jsError(err))
-	}
-	defer stop(w)
-	var list []entry
-	for {
-		select {
-		case e, ok := <-w.Updates():
-			if !ok {
-				return nil, fmt.Errorf("list %s: %w: interrupted", bucket, ErrUnavailable)
+	close(keys)
+	var (
+		mu     sync.Mutex // guards found and failed
+		found  []entry
+		failed error
+		gets   sync.WaitGroup
+	)
+	for range min(listAtOnce, len(info.Subjects)) {
+		gets.Go(func() {
+			for key := range keys {
+				e, err := b.get(ctx, bucket, key)
+				mu.Lock()
+				switch {
+				case err == nil:
+					found = append(found, e)
+				case !errors.Is(err, ErrNotFound): // deleted meanwhile, or long ago
+					failed = err
+				}
+				mu.Unlock()
 			}
-			if e == nil {
-				return list, nil
-			}
-			list = append(list, entry{e.Key(), e.Value(), e.Revision(), e.Created()})
-		case <-ctx.Done():
-			return nil, fmt.Errorf("list %s: %w", bucket, unavailable(ctx.Err()))
-		}
+		})
 	}
+	gets.Wait()
+	return found, failed
 }
 
-// stop ends a watcher whose callback may be blocked on a full channel.
-func stop(w jetstream.KeyWatcher) {
-	go func() {
-		for range w.Updates() { // until it is closed
+// listAtOnce is how many keys are read at once.
+const listAtOnce = 32
+
+// bucketState is what the server says of a bucket's stream.
+type bucketState struct {
+	Subjects map[string]uint64 `json:"subjects"` // that match what was asked for
+}
+
+// bucketInfo reads a bucket's state; that of one that is not there is zero.
+func (b *Bus) bucketInfo(ctx context.Context, bucket, filter string) (bucketState, error) {
+	ask, err := json.Marshal(map[string]string{"subjects_filter": kvPrefix(bucket) + filter})
+	if err != nil {
+		return bucketState{}, err
+	}
+	m, err := b.nc.RequestWithContext(ctx, "$JS.API.STREAM.INFO."+kvStream(bucket), ask)
+	if err != nil {
+		return bucketState{}, fmt.Errorf("list %s: %w", bucket, unavailable(err))
+	}
+	var info struct {
+		State bucketState         `json:"state"`
+		Error *jetstream.APIError `json:"error"`
+	}
+	if err := json.Unmarshal(m.Data, &info); err != nil {
+		return bucketState{}, fmt.Errorf("list %s: %w", bucket, err)
+	}
+	switch {
+	case info.Error == nil:
+		return info.State, nil
+	case info.Error.ErrorCode == jetstream.JSErrCodeStreamNotFound:
+		return bucketState{}, nil
+	}
+	return bucketState{}, fmt.Errorf("list %s: %w", bucket, jsError(info.Error))
+}
+
+// walk reads every kept value of all keys that match filter, oldest first, one after the other.
+func (b *Bus) walk(ctx context.Context, bucket, filter string) ([]entry, error) {
+	ctx, cancel := apiContext(ctx)
+	defer cancel()
+	var list []entry
+	for next := uint64(1); ; {
+		ask, err := json.Marshal(map[string]any{"seq": next, "next_by_subj": kvPrefix(bucket) + filter})
+		if err != nil {
+			return nil, err
 		}
-	}()
-	_ = w.Stop() // fails only when the connection is gone, and the watcher with it
+		m, err := b.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+kvStream(bucket), ask)
+		if err != nil {
+			return nil, fmt.Errorf("list %s: %w", bucket, unavailable(err))
+		}
+		e, err := kvEntry(bucket, strings.TrimPrefix(m.Header.Get(headerSubject), kvPrefix(bucket)), m)
+		switch {
+		case err == nil:
+			list = append(list, e)
+		case !errors.Is(err, ErrNotFound):
+			return nil, err
+		case e.rev == 0: // there are no more
+			return list, nil
+		}
+		next = e.rev + 1
+	}
 }
 
 // listOf lists decoded values; one that does not decode is logged and left out.
 func listOf[T any](ctx context.Context, b *Bus, bucket, filter string) ([]T, error) {
-	entries, err := b.list(ctx, bucket, filter, false)
+	entries, err := b.list(ctx, bucket, filter)
 	if err != nil {
 		return nil, err
 	}

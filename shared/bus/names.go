@@ -20,7 +20,8 @@ const (
 	ConsumerBury     = "BURY"           // of StreamAdvisories
 
 	BucketPlan     = "GPULET_PLAN"     // key "current"
-	BucketState    = "GPULET_STATE"    // keys "host.<id>", "gpulet.<id>", "planner"
+	BucketLease    = "GPULET_LEASE"    // key "planner"
+	BucketState    = "GPULET_STATE"    // keys "host.<id>", "gpulet.<id>", "planner", "standby.<name>"
 	BucketModels   = "GPULET_MODELS"   // key <model>
 	BucketProfiles = "GPULET_PROFILES" // key <gpu type>.<model>
 	BucketSuspects = "GPULET_SUSPECTS" // key <model>.<sequence in its queue>
@@ -76,8 +77,9 @@ func changedPrefix(bucket string) string { return "gpulet.changed." + bucket + "
 func kvStream(bucket string) string { return "KV_" + bucket }
 func kvPrefix(bucket string) string { return "$KV." + bucket + "." }
 
-func hostKey(host string) string { return "host." + host }
-func gpuletKey(id string) string { return "gpulet." + id }
+func hostKey(host string) string       { return "host." + host }
+func gpuletKey(id string) string       { return "gpulet." + id }
+func standbyKey(planner string) string { return "standby." + planner }
 func suspectKey(model string, seq uint64) string {
 	return model + "." + strconv.FormatUint(seq, 10)
 }

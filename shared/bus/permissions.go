@@ -16,12 +16,12 @@ func PermissionsOf(role Role) Permissions {
 	switch role {
 	case RoleClient:
 		return Permissions{
-			Publish:   join([]string{"infer.>", anyCancel, resultGet}, reading(BucketModels)),
+			Publish:   join([]string{"infer.>", anyCancel, resultGet}, walking(BucketModels)),
 			Subscribe: join([]string{own}, changes(BucketModels)),
 		}
 	case RoleFrontend:
 		return Permissions{
-			Publish: join([]string{"infer.>", anyCancel, resultGet}, lagReading, letterKeeping,
+			Publish: join([]string{"infer.>", anyCancel, resultGet, planHistory}, lagReading, letterKeeping,
 				reading(BucketPlan, BucketState, BucketModels, BucketProfiles)),
 			Subscribe: join([]string{own, anyCancel}, changes(BucketPlan, BucketState, BucketModels, BucketProfiles)),
 		}
@@ -29,14 +29,15 @@ func PermissionsOf(role Role) Permissions {
 		return Permissions{
 			Publish: join([]string{
 				"$JS.API.CONSUMER.MSG.NEXT.*." + Consumer, "$JS.ACK.>", "result.>", resultGet, "dlq.>",
-				kvPrefix(BucketState) + ">", kvPrefix(BucketProfiles) + ">", kvPrefix(BucketSuspects) + ">", suspectGet,
+				kvPrefix(BucketState) + hostKey(everything), kvPrefix(BucketState) + gpuletKey(everything), kvPrefix(BucketProfiles) + ">",
+				kvPrefix(BucketSuspects) + ">", suspectGet,
 			}, answering, reading(BucketPlan, BucketModels, BucketProfiles)),
 			Subscribe: join([]string{own, anyCancel}, changes(BucketPlan, BucketModels, BucketProfiles)),
 		}
 	case RolePlanner:
 		return Permissions{
 			Publish: join([]string{
-				"$JS.API.>", "$JS.ACK.>", "$JS.FC.>", "$KV.>", "dlq.>", "result.>",
+				"$JS.API.>", "$JS.ACK.>", "$KV.>", "dlq.>", "result.>",
 			}, answering),
 			Subscribe: []string{own, anyCancel, "gpulet.changed.>", "$JS.EVENT.>"},
 		}
@@ -52,6 +53,9 @@ const (
 	suspectGet = "$JS.API.DIRECT.GET.KV_" + BucketSuspects + ".>"
 )
 
+// planHistory reads old plans.
+const planHistory = "$JS.API.DIRECT.GET.KV_" + BucketPlan
+
 var (
 	// lagReading lets dashboards see how far queues are behind.
 	lagReading = []string{"$JS.API.STREAM.INFO.*", "$JS.API.CONSUMER.INFO.*." + Consumer}
@@ -63,6 +67,15 @@ var (
 	answering = []string{InboxPrefix(RoleClient) + ".>", InboxPrefix(RoleFrontend) + ".>"}
 )
 
+// walking is what it takes to read buckets, key by key or from one end to the other.
+func walking(buckets ...string) []string {
+	var list []string
+	for _, b := range buckets {
+		list = append(list, "$JS.API.DIRECT.GET."+kvStream(b), "$JS.API.DIRECT.GET."+kvStream(b)+".>")
+	}
+	return list
+}
+
 // reading is what it takes to read and list buckets.
 func reading(buckets ...string) []string {
 	var list []string
@@ -71,9 +84,6 @@ func reading(buckets ...string) []string {
 		list = append(list,
 			"$JS.API.STREAM.INFO."+s,
 			"$JS.API.DIRECT.GET."+s+".>",
-			"$JS.API.CONSUMER.CREATE."+s+".>",
-			"$JS.API.CONSUMER.DELETE."+s+".>",
-			"$JS.FC."+s+".>",
 		)
 	}
 	return list

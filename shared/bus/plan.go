@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -14,17 +15,24 @@ import (
 )
 
 // GetPlan reads the current plan and the revision to give to PutPlan. Before the first plan it
-// returns a zero plan and revision 0.
+// returns a zero plan, and revision 0 unless FencePlan was called.
 func (b *Bus) GetPlan(ctx context.Context) (plan.Plan, uint64, error) {
 	e, err := b.get(ctx, BucketPlan, KeyPlan)
 	if errors.Is(err, ErrNotFound) {
-		return plan.Plan{}, 0, nil
+		return plan.Plan{}, e.rev, nil
 	}
 	if err != nil {
 		return plan.Plan{}, 0, err
 	}
 	p, err := decodePlan(e)
 	return p, e.rev, err
+}
+
+// FencePlan makes every PutPlan fail that was prepared while there was no plan and the document had
+// revision rev; it returns the new revision. ErrConflict means that there is one by now. To fence
+// where there is a plan, put it again.
+func (b *Bus) FencePlan(ctx context.Context, rev uint64) (uint64, error) {
+	return b.write(ctx, BucketPlan, KeyPlan, map[string]string{headerKVOp: "DEL", headerExpectLast: strconv.FormatUint(rev, 10)}, nil)
 }
 
 func decodePlan(e entry) (plan.Plan, error) {
@@ -45,9 +53,10 @@ func (b *Bus) PutPlan(ctx context.Context, p plan.Plan, rev uint64) (uint64, err
 	return b.put(ctx, BucketPlan, KeyPlan, p, int64(rev))
 }
 
-// PlanHistory reads the last plans, at most 16, oldest first; the last one is the current one.
+// PlanHistory reads the last plans, at most 16, oldest first; the last one is the current one. A plan
+// that was only written again, by a new leader, is there once.
 func (b *Bus) PlanHistory(ctx context.Context) ([]plan.Plan, error) {
-	entries, err := b.list(ctx, BucketPlan, KeyPlan, true)
+	entries, err := b.walk(ctx, BucketPlan, KeyPlan)
 	if err != nil {
 		return nil, err
 	}
@@ -58,14 +67,18 @@ func (b *Bus) PlanHistory(ctx context.Context) ([]plan.Plan, error) {
 			b.log.Error("unreadable plan on the bus", "error", err)
 			continue
 		}
+		if n := len(plans); n > 0 && plans[n-1].Revision == p.Revision {
+			plans = plans[:n-1]
+		}
 		plans = append(plans, p)
 	}
 	return plans, nil
 }
 
 // WatchPlan sends the current plan and then every newer one. A slow reader gets only the newest.
-// The plan is also read again every 5 s, and older revisions are ignored. It works before there is
-// a plan, or a bucket. The channel is closed when ctx ends.
+// The plan is also read again every 5 s, and older revisions are ignored. So are plans of a lower
+// term than one seen before: a planner wrote them that does not lead any more. It works before there
+// is a plan, or a bucket. The channel is closed when ctx ends.
 func (b *Bus) WatchPlan(ctx context.Context) (<-chan plan.Plan, error) {
 	told := make(chan entry, 1)
 	reread := make(chan struct{}, 1)
@@ -108,17 +121,25 @@ func (b *Bus) followPlan(ctx context.Context, out chan plan.Plan, told <-chan en
 	ticker := time.NewTicker(rereadEvery)
 	defer ticker.Stop()
 	var last entry
+	var term uint64
 	take := func(e entry) {
 		if !e.newer(last) {
 			return
 		}
+		if e.rev < last.rev {
+			term = 0 // the bucket was made anew, and terms may begin anew
+		}
 		last = e
 		p, err := decodePlan(e)
-		if err != nil {
+		switch {
+		case err != nil:
 			b.log.Error("unreadable plan on the bus", "error", err)
-			return
+		case p.Term < term:
+			b.log.Error("plan refused: its planner does not lead any more", "plan_rev", p.Revision, "term", p.Term, "expected_term", term)
+		default:
+			term = p.Term
+			offer(out, p)
 		}
-		offer(out, p)
 	}
 	for {
 		e, err := b.get(ctx, BucketPlan, KeyPlan)

@@ -38,7 +38,7 @@ func TestProtocolPageNamesEverything(t *testing.T) {
 	page := protocol(t)
 	names := []string{
 		bus.Consumer, bus.PriorityGroup, bus.StreamResults, bus.StreamDLQ, bus.StreamAdvisories, bus.ConsumerBury,
-		bus.BucketPlan, bus.BucketState, bus.BucketModels, bus.BucketProfiles, bus.BucketSuspects, bus.KeyPlan, bus.KeyPlanner,
+		bus.BucketPlan, bus.BucketLease, bus.BucketState, bus.BucketModels, bus.BucketProfiles, bus.BucketSuspects, bus.KeyPlan, bus.KeyPlanner,
 		bus.StreamName("<model>"), bus.Subject("<model>"), bus.DLQSubject("<model>"), bus.ResultSubject("<model>", "<request id>"), bus.CancelSubject("<model>", "<request id>"),
 		bus.HeaderReason, bus.HeaderSubject, bus.HeaderSequence, bus.HeaderStored, bus.HeaderDelivered, bus.HeaderMsgID, bus.HeaderBodyDropped, bus.HeaderLastWords, bus.HeaderGpulet, bus.HeaderAttempt,
 		wire.HeaderReplyTo, wire.HeaderRequestID, wire.HeaderDeadline, wire.HeaderTimeout, wire.HeaderPriority, wire.HeaderKeep, wire.HeaderStatus, wire.HeaderType,

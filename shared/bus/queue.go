@@ -77,7 +77,11 @@ func (b *Bus) EnsureBase(ctx context.Context) error {
 		}
 	}
 	for _, cfg := range baseStreams() {
-		if err := b.ensureStream(ctx, cfg); err != nil {
+		err := b.ensureStream(ctx, cfg)
+		if errors.Is(err, ErrFixed) && cfg.Name == StreamResults {
+			err = b.replaceStream(ctx, cfg) // it lived in memory once, and its contents live for minutes
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -90,7 +94,7 @@ func baseStreams() []jetstream.StreamConfig {
 	return []jetstream.StreamConfig{
 		{
 			Name: StreamResults, Description: "results of requests, by model and request id",
-			Subjects: []string{"result.>"}, Storage: jetstream.MemoryStorage, Discard: jetstream.DiscardOld,
+			Subjects: []string{"result.>"}, Storage: jetstream.FileStorage, Discard: jetstream.DiscardOld,
 			MaxAge: 15 * time.Minute, MaxBytes: 64 << 20, MaxMsgsPerSubject: 1, AllowDirect: true,
 		},
 		{

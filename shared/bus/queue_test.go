@@ -16,6 +16,29 @@ import (
 	"github.com/gpulet/gpulet/shared/bus"
 )
 
+// Results lived in memory once. A server that ran since then has them there.
+func TestResultsMoveFromMemoryToDisk(t *testing.T) {
+	s := newSystem(t)
+	js, err := jetstream.New(s.raw(t, bus.RolePlanner))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := jetstream.StreamConfig{Name: bus.StreamResults, Subjects: []string{"result.>"}, Storage: jetstream.MemoryStorage}
+	if err := js.DeleteStream(t.Context(), old.Name); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.planner.EnsureBase(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	now, err := js.Stream(t.Context(), old.Name)
+	if err != nil || now.CachedInfo().Config.Storage != jetstream.FileStorage {
+		t.Errorf("%+v, %v: expected results on disk", now, err)
+	}
+}
+
 // audit counts the calls that change something in JetStream, by subject.
 func audit(t testing.TB, s system) func(least int) map[string]int {
 	t.Helper()

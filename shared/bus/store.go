@@ -57,13 +57,13 @@ func (b *Bus) Gpulets(ctx context.Context) ([]plan.GpuletReport, error) {
 	return list, err
 }
 
-// PutPlanner repeats the planner's report; it disappears StateTTL after the last one.
+// PutPlanner repeats the leading planner's report; it disappears StateTTL after the last one.
 func (b *Bus) PutPlanner(ctx context.Context, r plan.PlannerReport) error {
 	_, err := b.put(ctx, BucketState, KeyPlanner, r, anyRevision)
 	return err
 }
 
-// Planner reads the planner's report; ErrNotFound when no planner runs.
+// Planner reads the leading planner's report; ErrNotFound when none leads.
 func (b *Bus) Planner(ctx context.Context) (plan.PlannerReport, error) {
 	var r plan.PlannerReport
 	e, err := b.get(ctx, BucketState, KeyPlanner)
@@ -74,6 +74,25 @@ func (b *Bus) Planner(ctx context.Context) (plan.PlannerReport, error) {
 		return r, fmt.Errorf("%s %s, revision %d: %w", BucketState, KeyPlanner, e.rev, err)
 	}
 	return r, nil
+}
+
+// PutStandby repeats the report of a planner that does not lead; it disappears StateTTL after the
+// last one.
+func (b *Bus) PutStandby(ctx context.Context, r plan.StandbyReport) error {
+	_, err := b.put(ctx, BucketState, standbyKey(r.Planner), r, anyRevision)
+	return err
+}
+
+// DeleteStandby takes the report of a standby planner back; none is fine.
+func (b *Bus) DeleteStandby(ctx context.Context, planner string) error {
+	return b.remove(ctx, BucketState, standbyKey(planner))
+}
+
+// Standbys reads the reports of the planners that do not lead, sorted by name.
+func (b *Bus) Standbys(ctx context.Context) ([]plan.StandbyReport, error) {
+	list, err := listOf[plan.StandbyReport](ctx, b, BucketState, standbyKey(everything))
+	slices.SortFunc(list, func(x, y plan.StandbyReport) int { return cmp.Compare(x.Planner, y.Planner) })
+	return list, err
 }
 
 // PutModel registers a model. Planner only.

@@ -107,6 +107,69 @@ func TestSlowReaderGetsTheNewestPlan(t *testing.T) {
 	}
 }
 
+// A plan that was put again by a new leader is one plan; the newest copy of it counts.
+func TestPlanHistoryShowsAPlanOnce(t *testing.T) {
+	s := newSystem(t)
+	rev := putPlan(t, s.planner, 1, 0)
+	again := planOf(1)
+	again.Term = 3
+	rev, err := s.planner.PutPlan(t.Context(), again, rev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	putPlan(t, s.planner, 2, rev)
+	plans, err := s.planner.PlanHistory(t.Context())
+	if diff := cmp.Diff([]plan.Plan{again, planOf(2)}, plans); diff != "" || err != nil {
+		t.Errorf("%v; %s", err, diff)
+	}
+}
+
+// Compare-and-set keeps such plans off the bus; a tool that writes past it does not move workers.
+func TestWatchPlanRefusesPlansOfALowerTerm(t *testing.T) {
+	s := newSystem(t)
+	plans, err := s.connect(t, bus.RoleWorker).WatchPlan(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rev uint64
+	for _, c := range []struct {
+		revision, term uint64
+		taken          bool
+	}{{1, 0, true}, {2, 5, true}, {3, 4, false}, {4, 0, false}, {5, 5, true}, {6, 6, true}} {
+		p := planOf(c.revision)
+		p.Term = c.term
+		if rev, err = s.planner.PutPlan(t.Context(), p, rev); err != nil {
+			t.Fatal(err)
+		}
+		if c.taken {
+			if got := receive(t, "plan", plans); got.Revision != c.revision {
+				t.Errorf("revision %d of term %d, expected revision %d", got.Revision, got.Term, c.revision)
+			}
+		}
+	}
+}
+
+func TestFenceStopsPlansFromBeforeIt(t *testing.T) {
+	s := newSystem(t)
+	fence, err := s.planner.FencePlan(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.planner.PutPlan(t.Context(), planOf(1), 0); !errors.Is(err, bus.ErrConflict) {
+		t.Errorf("a plan from before the fence: %v, expected %v", err, bus.ErrConflict)
+	}
+	if p, rev, err := s.planner.GetPlan(t.Context()); p.Revision != 0 || rev != fence || err != nil {
+		t.Errorf("plan %+v, revision %d, %v; expected none, at revision %d", p, rev, err, fence)
+	}
+	rev := putPlan(t, s.planner, 1, fence)
+	if _, err := s.planner.FencePlan(t.Context(), fence); !errors.Is(err, bus.ErrConflict) {
+		t.Errorf("a fence over a plan: %v, expected %v", err, bus.ErrConflict)
+	}
+	if p, got, err := s.planner.GetPlan(t.Context()); p.Revision != 1 || got != rev || err != nil {
+		t.Errorf("plan %+v, revision %d, %v; expected the first, at revision %d", p, got, err, rev)
+	}
+}
+
 func TestWatchPlanWorksBeforeThereIsAnything(t *testing.T) {
 	srv := embeddedtest.StartTest(t)
 	plans, err := embeddedtest.Connect(t, srv, bus.RoleWorker).WatchPlan(t.Context())

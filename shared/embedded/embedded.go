@@ -28,6 +28,9 @@ type Config struct {
 	MonitorPort int `env:"NATS_MONITOR_PORT" envDefault:"8222" usage:"monitoring port of the embedded NATS (-1: any free one, 0: off)"`
 	// MaxPayload is the largest message in bytes, headers included; 0 means 8 MiB.
 	MaxPayload int `env:"NATS_MAX_PAYLOAD" envDefault:"8388608" usage:"largest message in bytes that the embedded NATS takes"`
+	// SyncAlways has everything that is stored in files on the disk before it is acknowledged. Without
+	// it a crash of the server costs nothing, and a crash of the machine up to two minutes.
+	SyncAlways bool `env:"NATS_SYNC_ALWAYS" envDefault:"false" usage:"acknowledge what is stored in files only once it is on the disk: outlives a power cut, costs a sync each"`
 	// StateDir holds keys/<role>.nk and jetstream/; the caller takes it from bus.Config.
 	StateDir string
 }
@@ -101,19 +104,38 @@ func start(cfg Config, log *slog.Logger) (*server.Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded NATS: %w", err)
 	}
+	if err := share(srv); err != nil {
+		return nil, err
+	}
 	words := &logger{log: log.With("component", "nats-server")}
 	srv.SetLoggerV2(words, false, false, false)
 	srv.Start()
 	if !srv.ReadyForConnections(startTimeout) {
-		srv.Shutdown()
-		srv.WaitForShutdown()
+		stop(srv)
 		return nil, fmt.Errorf("embedded NATS did not start within %v: %s", startTimeout, words.lastFatal())
+	}
+	// With a further account the server leaves it to us which one has streams. It takes connections
+	// once they have been recovered: until then every stream would seem to be gone.
+	if err := srv.GlobalAccount().EnableJetStream(nil, nil); err != nil {
+		stop(srv)
+		return nil, fmt.Errorf("embedded NATS: JetStream: %w", err)
+	}
+	srv.AcceptLoop(make(chan struct{}))
+	if srv.Addr() == nil {
+		stop(srv)
+		return nil, fmt.Errorf("embedded NATS does not listen on %s: %s", cfg.Host, words.lastFatal())
 	}
 	return srv, nil
 }
 
+func stop(srv *server.Server) {
+	srv.Shutdown()
+	srv.WaitForShutdown()
+}
+
 func options(cfg Config, log *slog.Logger) (*server.Options, error) {
-	users, err := users(filepath.Join(cfg.StateDir, "keys"), log)
+	clients := server.NewAccount(clientsAccount)
+	users, err := users(filepath.Join(cfg.StateDir, "keys"), clients, log)
 	if err != nil {
 		return nil, err
 	}
@@ -121,11 +143,14 @@ func options(cfg Config, log *slog.Logger) (*server.Options, error) {
 		ServerName: "gpulet",
 		Host:       cfg.Host,
 		Port:       orRandom(cfg.Port),
+		Accounts:   []*server.Account{clients},
 		Nkeys:      users,
 		JetStream:  true,
 		StoreDir:   filepath.Join(cfg.StateDir, "jetstream"),
 		MaxPayload: defaultMaxPayload,
+		SyncAlways: cfg.SyncAlways,
 		NoSigs:     true, // the process handles its signals
+		DontListen: true, // until start says so
 	}
 	if cfg.MaxPayload != 0 {
 		opts.MaxPayload = int32(cfg.MaxPayload) // validated
@@ -202,8 +227,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
-		s.srv.Shutdown()
-		s.srv.WaitForShutdown()
+		stop(s.srv)
 		_ = s.lock.Close()
 	}()
 	select {

@@ -133,6 +133,22 @@ func TestListensOnLoopbackUnlessTold(t *testing.T) {
 	}
 }
 
+func TestSyncAlwaysReachesTheStore(t *testing.T) {
+	defer http.DefaultClient.CloseIdleConnections()
+	for _, always := range []bool{false, true} {
+		srv := embeddedtest.Start(t, embedded.Config{Port: -1, MonitorPort: -1, StateDir: t.TempDir(), SyncAlways: always})
+		resp, err := http.Get(srv.MonitorURL() + "/jsz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || strings.Contains(string(body), `"sync_always": true`) != always {
+			t.Errorf("sync always %v: %v in %s", always, err, body)
+		}
+	}
+}
+
 func TestWrongSettingsAreNamed(t *testing.T) {
 	keys := t.TempDir()
 	if err := errors.Join(os.Mkdir(filepath.Join(keys, "keys"), 0o700), os.WriteFile(bus.KeyFile(keys, bus.RolePlanner), []byte("nonsense"), 0o600)); err != nil {

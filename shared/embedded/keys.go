@@ -15,7 +15,7 @@ import (
 )
 
 // users makes the server's list of who may connect: one NKey per role, kept in dir.
-func users(dir string, log *slog.Logger) ([]*server.NkeyUser, error) {
+func users(dir string, clients *server.Account, log *slog.Logger) ([]*server.NkeyUser, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("embedded NATS: keys: %w", err)
 	}
@@ -26,10 +26,14 @@ func users(dir string, log *slog.Logger) ([]*server.NkeyUser, error) {
 			return nil, err
 		}
 		may := bus.PermissionsOf(role)
-		list = append(list, &server.NkeyUser{Nkey: public, Permissions: &server.Permissions{
+		user := &server.NkeyUser{Nkey: public, Permissions: &server.Permissions{
 			Publish:   &server.SubjectPermission{Allow: may.Publish},
 			Subscribe: &server.SubjectPermission{Allow: may.Subscribe},
-		}})
+		}}
+		if role == bus.RoleClient {
+			user.Account = clients
+		}
+		list = append(list, user)
 	}
 	return list, nil
 }

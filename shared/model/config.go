@@ -22,6 +22,8 @@ const (
 	MaxSLO   = time.Hour
 	MaxBatch = 4096
 	maxIO    = 64
+	// maxConfig bounds a model.yaml in bytes.
+	maxConfig = 1 << 20
 )
 
 var nameRE = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)
@@ -42,6 +44,7 @@ type file struct {
 	Version    *int                   `yaml:"version"`
 	Weight     *float64               `yaml:"weight"`
 	Class      *string                `yaml:"class"`
+	Storage    *string                `yaml:"storage"`
 }
 
 type fileSpec struct {
@@ -58,7 +61,7 @@ type filePreproc struct {
 }
 
 var (
-	topKeys     = []string{"name", "slo", "timeout", "max_batch", "precision", "inputs", "outputs", "preprocess", "version", "weight", "class"}
+	topKeys     = []string{"name", "slo", "timeout", "max_batch", "precision", "inputs", "outputs", "preprocess", "version", "weight", "class", "storage"}
 	specKeys    = []string{"name", "dtype", "shape"}
 	preprocKeys = []string{"accept", "scale", "mean", "std"}
 )
@@ -225,6 +228,12 @@ func (f file) config() (Config, error) {
 	}
 	if c.Class, err = oneOf("class", f.Class, "interactive", "offline"); err != nil {
 		return c, err
+	}
+	if c.Storage, err = oneOf("storage", f.Storage, "memory", "file"); err != nil {
+		return c, err
+	}
+	if f.Storage == nil && c.Class == "offline" {
+		c.Storage = "file"
 	}
 	if f.Weight != nil {
 		if c.Weight = *f.Weight; !(c.Weight > 0) || math.IsInf(c.Weight, 0) {

@@ -28,8 +28,11 @@ type Config struct {
 	Pin int `json:"pin,omitempty"`
 	// Weight is the model's importance when not everything fits. Default 1.
 	Weight float64 `json:"weight"`
-	// Class is "interactive" (default; queued in memory) or "offline" (queued on disk).
+	// Class is "interactive" (default) or "offline".
 	Class string `json:"class"`
+	// Storage is where requests wait: in "memory", where they end with the NATS server, or in a "file",
+	// where they outlive it. Default: memory for interactive, file for offline.
+	Storage string `json:"storage"`
 }
 
 // QueueGrace is how much longer than its model's timeout a queue keeps a request, so that a worker

@@ -3,7 +3,9 @@ package model
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -26,7 +28,7 @@ func TestParseConfigFillsDefaults(t *testing.T) {
 	}
 	want := Config{
 		Name: "resnet50", SLO: 108 * time.Millisecond, Timeout: 216 * time.Millisecond, MaxBatch: 32,
-		Precision: "stored", Weight: 1, Class: "interactive",
+		Precision: "stored", Weight: 1, Class: "interactive", Storage: "memory",
 		Inputs:     []tensor.Spec{{Name: "input", DType: tensor.FP32, Shape: []int64{3, 224, 224}}},
 		Outputs:    []tensor.Spec{{Name: "output", DType: tensor.FP32, Shape: []int64{1000}}},
 		Preprocess: map[string]Preprocess{"input": {Accept: []tensor.DType{tensor.UINT8}, Scale: 0.5, Mean: []float64{0.1, 0.2, 0.3}, Std: []float64{1}}},
@@ -52,6 +54,7 @@ func TestParseConfigSaysWhatIsWrong(t *testing.T) {
 		{"too large", edit("[3, 224, 224]", "[4611686018427387904, 4]"), `key "inputs[0].shape"`},
 		{"timeout below slo", resnet + "timeout: 5ms\n", `key "timeout": found 5ms: expected at least the slo, 108ms`},
 		{"bad precision", resnet + "precision: int8\n", `key "precision": found "int8": expected one of stored, fp32, fp16, bf16`},
+		{"bad storage", resnet + "storage: disk\n", `key "storage": found "disk": expected one of memory, file`},
 		{"bad weight", resnet + "weight: -1\n", `key "weight": found -1: expected a number above 0`},
 		{"NaN weight", resnet + "weight: .nan\n", `key "weight": found NaN`},
 		{"preprocess of nothing", resnet + "preprocess: {img: {accept: [UINT8]}}\n", `key "preprocess.img": found no such input`},
@@ -67,6 +70,20 @@ func TestParseConfigSaysWhatIsWrong(t *testing.T) {
 				t.Errorf("error %v\nexpected %q", err, c.want)
 			}
 		})
+	}
+}
+
+func TestRequestsWaitWhereTheirClassSaysUnlessTold(t *testing.T) {
+	for yaml, want := range map[string]string{
+		"":                                  "memory",
+		"class: offline\n":                  "file",
+		"class: offline\nstorage: memory\n": "memory",
+		"storage: file\n":                   "file",
+	} {
+		c, err := ParseConfig("", []byte(resnet+yaml))
+		if err != nil || c.Storage != want {
+			t.Errorf("%q: storage %q, %v; expected %q", yaml, c.Storage, err, want)
+		}
 	}
 }
 
@@ -117,6 +134,45 @@ func TestScanFindsTheNewestVersionAndHidesNothing(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, text); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestNamesDoNotLeaveTheRepository(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "models")
+	write(t, filepath.Join(root, "resnet50/model.yaml"), resnet)
+	write(t, filepath.Join(root, "resnet50/1/model.pt"), "x")
+	write(t, filepath.Join(root, "../secret/model.yaml"), strings.Replace(resnet, "resnet50", "secret", 1))
+	write(t, filepath.Join(root, "../secret/1/model.pt"), "x")
+	for _, name := range []string{"../secret", "..", ".", "", "/", "resnet50/../../secret", "resnet50/", filepath.Join(root, "../secret"), "a\x00b", "Resnet50", strings.Repeat("a", 65)} {
+		if m, err := Load(root, name); err == nil || !strings.Contains(err.Error(), "expected a name of") {
+			t.Errorf("%q: %+v, %v: expected a refusal of the name", name, m, err)
+		}
+		if _, err := ParseConfig("", []byte(strings.Replace(resnet, "resnet50", strconv.Quote(name), 1))); err == nil {
+			t.Errorf("a model.yaml may give the name %q", name)
+		}
+	}
+	write(t, filepath.Join(root, "inner/model.yaml"), strings.Replace(resnet, "resnet50", "../secret", 1))
+	if _, err := Load(root, "inner"); err == nil {
+		t.Error("a model.yaml names another folder")
+	}
+}
+
+func TestWhatIsNoDescriptionIsNotRead(t *testing.T) {
+	root := t.TempDir()
+	write(t, filepath.Join(root, "large/model.yaml"), resnet+"#"+strings.Repeat("x", 2<<20))
+	if err := os.MkdirAll(filepath.Join(root, "folder/model.yaml"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(root, "pipe"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(root, "pipe/model.yaml"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"large": "found more than 1048576 bytes", "folder": "expected a file", "pipe": "expected a file"} {
+		if _, err := Load(root, name); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), name+"/model.yaml") {
+			t.Errorf("%s: error %v, expected %q", name, err, want)
+		}
 	}
 }
 

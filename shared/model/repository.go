@@ -77,7 +77,7 @@ func (r *Repository) load(name string) (Model, error) {
 	}
 	dir := filepath.Join(r.Root, name)
 	path := filepath.Join(dir, ConfigFile)
-	data, err := os.ReadFile(path)
+	data, err := readConfig(path)
 	if err != nil {
 		return Model{}, fmt.Errorf("%s: %w", path, plain(err))
 	}
@@ -97,6 +97,28 @@ func (r *Repository) load(name string) (Model, error) {
 		return Model{}, err
 	}
 	return Model{Config: cfg, Version: version, Path: archive, Hash: sum}, nil
+}
+
+// readConfig reads a file that somebody called model.yaml: no more of it than one can be, and nothing
+// that would hold the scan up.
+func readConfig(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("found a %s: expected a file", info.Mode().Type())
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err == nil && len(data) > maxConfig {
+		return nil, fmt.Errorf("found more than %d bytes: expected a description of a model", maxConfig)
+	}
+	return data, err
 }
 
 // pick finds the version that serves: pin, or the newest one that holds an archive.

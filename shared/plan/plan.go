@@ -9,7 +9,10 @@ import "time"
 // Plan is one whole plan. It is published and replaced as a unit; field names are a contract.
 type Plan struct {
 	// Revision grows by one with every published plan; 0 means "not published".
-	Revision  uint64    `json:"revision"`
+	Revision uint64 `json:"revision"`
+	// Term is that of the planner that led when the plan was written (see Lease). It never falls from
+	// one plan to the next: what an earlier leader writes late is refused.
+	Term      uint64    `json:"term,omitempty"`
 	Algorithm string    `json:"algorithm,omitempty"`
 	Created   time.Time `json:"created,omitzero"`
 	GPUsUsed  int       `json:"gpus_used"`

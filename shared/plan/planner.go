@@ -2,9 +2,10 @@ package plan
 
 import "time"
 
-// PlannerReport is what a running planner says of itself, at every look at the system.
+// PlannerReport is what the leading planner says of itself, at every look at the system.
 type PlannerReport struct {
 	Planner  string    `json:"planner"`  // which process: host and process id
+	Term     uint64    `json:"term"`     // that it leads
 	Revision uint64    `json:"revision"` // of the plan it follows
 	Time     time.Time `json:"time"`
 	// Models holds what it observes of every registered model, sorted by name.

@@ -12,16 +12,19 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/profile"
 	"github.com/gpulet/gpulet/worker/internal/agent"
 	"github.com/gpulet/gpulet/worker/internal/device"
 	"github.com/gpulet/gpulet/worker/internal/engine"
 	"github.com/gpulet/gpulet/worker/internal/mps"
+	"github.com/gpulet/gpulet/worker/internal/privilege"
 	"github.com/gpulet/gpulet/worker/internal/reconcile"
 )
 
@@ -29,6 +32,9 @@ import (
 type host struct {
 	agent.Config
 	gpus *gpus // nil: none serve
+
+	user *syscall.Credential // of gpu-lets; nil: the agent's
+	seed *os.File            // of the worker's key, for another user to read; nil: not opened yet
 }
 
 // newHost finds what the host has. close must be called once its gpu-lets have ended.
@@ -38,6 +44,10 @@ func newHost(ctx context.Context, cfg *runConfig, log *slog.Logger) (*host, erro
 		return nil, err
 	}
 	program, err := self()
+	if err != nil {
+		return nil, err
+	}
+	as, err := privilege.Lookup(cfg.GpuletUser)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +63,7 @@ func newHost(ctx context.Context, cfg *runConfig, log *slog.Logger) (*host, erro
 	}
 	limits := reconcile.DefaultLimits
 	limits.Drain = cfg.DrainTimeout
-	h := &host{Config: agent.Config{Host: cfg.Host, Inventory: inv, Repository: cfg.Models, Limits: limits, Log: log}}
+	h := &host{user: as, Config: agent.Config{Host: cfg.Host, Inventory: inv, Repository: cfg.Models, Limits: limits, Log: log}}
 	switch {
 	case inv.Kind == device.Sim:
 		cfg.Engine = engineConfig{Engine: engine.Simulated}
@@ -69,9 +79,35 @@ func newHost(ctx context.Context, cfg *runConfig, log *slog.Logger) (*host, erro
 	h.Command = func(s agent.Start) *exec.Cmd {
 		cmd := exec.Command(program, gpuletArgs(cfg, h.Inventory.Kind, s)...)
 		cmd.Env = append(gpuletEnv(), h.shareEnv(cfg, s)...)
+		if h.user != nil {
+			h.demote(cmd, cfg.Bus)
+		}
 		return cmd
 	}
 	return h, nil
+}
+
+// demote has cmd run as the user of gpu-lets. The worker's key is the agent's alone: the process gets
+// a copy to read.
+func (h *host) demote(cmd *exec.Cmd, b bus.Config) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: h.user}
+	if h.seed == nil {
+		file := b.NKey
+		if file == "" {
+			file = bus.KeyFile(b.StateDir, bus.RoleWorker)
+		}
+		seed, err := privilege.Secret(file)
+		if errors.Is(err, os.ErrNotExist) && b.NKey == "" {
+			return // a bus without keys
+		}
+		if err != nil {
+			h.Log.Error("gpu-lets have no key to log in with", "user", h.user.Uid, "error", err)
+			return
+		}
+		h.seed = seed
+	}
+	cmd.ExtraFiles = []*os.File{h.seed}
+	cmd.Args = append(cmd.Args, "--nats-nkey", privilege.FileOf(0))
 }
 
 func simProfiles(choice device.Choice, cfg *runConfig, log *slog.Logger) *profile.Set {
@@ -144,6 +180,9 @@ func (h *host) measureGPUs(ctx context.Context, program string, cfg *runConfig) 
 
 // close ends what was started for the host.
 func (h *host) close() {
+	if h.seed != nil {
+		_ = h.seed.Close()
+	}
 	if h.gpus == nil {
 		return
 	}

@@ -40,7 +40,9 @@ type runConfig struct {
 	MetricsAddr  string `env:"METRICS_ADDR" envDefault:":8003" usage:"address of /metrics, /healthz and pprof"`
 	// DrainTimeout is how long a gpu-let may take to finish what it holds before it is killed.
 	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"30s" usage:"time that a gpu-let may take to drain"`
-	MPS          mpsConfig
+	// GpuletUser keeps what reads models from what the agent may do.
+	GpuletUser string `env:"GPULET_USER" usage:"user to run gpu-lets as, a name or <uid>:<gid>; takes an agent that is root (default: the agent's own)"`
+	MPS        mpsConfig
 	// AllowUnpartitioned serves on GPUs that cannot be shared.
 	AllowUnpartitioned bool `env:"ALLOW_UNPARTITIONED" usage:"serve on a GPU that MPS cannot cut into shares, as a whole"`
 	// Uncapped is for comparing: what do shares gain?

@@ -2,9 +2,10 @@
 // second, lets package epoch decide once per epoch or when something cannot wait, and acts on the
 // decision: it registers models, keeps their queues and publishes plans.
 //
-// One goroutine owns all state. Without the bus the loop keeps what it knows and tries again at
-// every look; a plan is published only over the revision it was made from, so that of two planners
-// one loses and reads again.
+// Of several planners one leads (package lease) and does all this; the others watch, so that they
+// can lead at once. One goroutine owns all state but the lease's. Without the bus the loop keeps what
+// it knows and tries again at every look; a plan is published only over the revision it was made
+// from, so that of two writers one loses and reads again.
 package control
 
 import (
@@ -15,12 +16,13 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/gpulet/gpulet/planner/internal/epoch"
+	"github.com/gpulet/gpulet/planner/internal/lease"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/interference"
-	"github.com/gpulet/gpulet/shared/lifecycle"
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
@@ -34,11 +36,17 @@ type Bus interface {
 	Lag(ctx context.Context, model string) (bus.Lag, error)
 	GetPlan(ctx context.Context) (plan.Plan, uint64, error)
 	PutPlan(ctx context.Context, p plan.Plan, rev uint64) (uint64, error)
+	FencePlan(ctx context.Context, rev uint64) (uint64, error)
 	Gpulets(ctx context.Context) ([]plan.GpuletReport, error)
 	Models(ctx context.Context) ([]model.Model, error)
 	PutModel(ctx context.Context, m model.Model) error
 	DeleteModel(ctx context.Context, name string) error
 	PutPlanner(ctx context.Context, r plan.PlannerReport) error
+	PutStandby(ctx context.Context, r plan.StandbyReport) error
+	DeleteStandby(ctx context.Context, planner string) error
+	EnsureLease(ctx context.Context) error
+	Lease(ctx context.Context) (l plan.Lease, rev uint64, written time.Time, err error)
+	PutLease(ctx context.Context, l plan.Lease, rev uint64) (uint64, error)
 	WatchHosts(ctx context.Context) (<-chan []plan.HostReport, error)
 	WatchProfiles(ctx context.Context) (<-chan []profile.Profile, error)
 	OnReconnect(f func())
@@ -51,19 +59,31 @@ type Config struct {
 	// Epoch is the time between decisions, Observe between looks, and MinGap the least time between
 	// a decision and one that cannot wait.
 	Epoch, Observe, MinGap time.Duration
-	Decide                 epoch.Config
-	Models                 string // folder of the model repository
-	Profiles               string // folder of the shipped profiles
-	Interference           bool   // plan for the slowdown by neighbours
+	// Lease is for how long this planner leads after it last said so; see lease.Config.
+	Lease time.Duration
+	// Now is the clock that the lease goes by. Nil: time.Now.
+	Now func() time.Time
+
+	Decide       epoch.Config
+	Models       string // folder of the model repository
+	Profiles     string // folder of the shipped profiles
+	Interference bool   // plan for the slowdown by neighbours
 }
 
 // Planner is the loop. Only Run's goroutine touches it, except for the channel
-// reconnected.
+// reconnected and for leader, which guards itself.
 type Planner struct {
 	cfg     Config
-	bus     Bus
+	bus     Bus // fenced by the term
+	leader  *leader
 	metrics *Metrics
 	log     *slog.Logger
+
+	term     uint64    // that was begun last; other than the leader's: this planner does not act
+	prepared bool      // what all models share was made
+	claimed  bool      // the plan carries the term
+	followed time.Time // when models were last read without leading
+	stood    time.Time // when it last said that it stands by; zero: nothing of it is on the bus
 
 	state    epoch.State
 	reported []plan.HostReport
@@ -72,6 +92,7 @@ type Planner struct {
 	registry registry
 	traffic  traffic
 	queues   queues
+	fixed    map[string]error // by model: why its queue is not as the model asks
 	notices  notices
 
 	schedule    epoch.Schedule
@@ -81,15 +102,21 @@ type Planner struct {
 
 // New returns a planner that is not running.
 func New(cfg Config, b Bus, m *Metrics, log *slog.Logger) *Planner {
-	return &Planner{
-		cfg: cfg, bus: b, metrics: m, log: log,
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	p := &Planner{
+		cfg: cfg, leader: newLeader(cfg, b, m, log), metrics: m, log: log,
 		registry:    registry{repo: &model.Repository{Root: cfg.Models}},
 		traffic:     newTraffic(cfg.Decide.Demand),
 		queues:      queues{},
+		fixed:       map[string]error{},
 		notices:     notices{log: log},
 		schedule:    epoch.Schedule{Epoch: cfg.Epoch, MinGap: cfg.MinGap},
 		reconnected: make(chan struct{}, 1),
 	}
+	p.bus = fenced{b, func() bool { return p.term > 0 && p.leader.term() == p.term }}
+	return p
 }
 
 // Run plans until ctx ends. It fails only if the bus refuses what a planner must be able to do.
@@ -100,7 +127,11 @@ func (p *Planner) Run(ctx context.Context) error {
 		default:
 		}
 	})
-	p.prepare(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	var electing sync.WaitGroup
+	defer electing.Wait()
+	defer cancel()
+	electing.Go(func() { p.leader.run(ctx) })
 	hosts, err := p.bus.WatchHosts(ctx)
 	if err != nil {
 		return fmt.Errorf("watch hosts: %w", err)
@@ -117,12 +148,17 @@ func (p *Planner) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			p.stand(context.WithoutCancel(ctx), time.Time{})
 			return nil
+		case <-p.leader.changed:
+			if heardHosts && heardProfiles {
+				p.step(ctx, time.Now())
+			}
 		case h, ok := <-hosts:
 			if !ok {
 				return ended(ctx, "hosts")
 			}
-			p.recover(ctx)
+			p.recover()
 			grown := devices(h) != devices(p.reported) || !heardHosts
 			p.reported, heardHosts = h, true
 			if grown && heardProfiles {
@@ -138,7 +174,7 @@ func (p *Planner) Run(ctx context.Context) error {
 				p.step(ctx, time.Now())
 			}
 		case now := <-tick.C:
-			p.recover(ctx)
+			p.recover()
 			if heardHosts && heardProfiles {
 				p.step(ctx, now)
 			}
@@ -148,15 +184,14 @@ func (p *Planner) Run(ctx context.Context) error {
 
 // recover makes what all models share again after the connection was lost: a server that came back
 // may have lost what was in memory, queues and reports among it.
-func (p *Planner) recover(ctx context.Context) {
+func (p *Planner) recover() {
 	select {
 	case <-p.reconnected:
 	default:
 		return
 	}
-	p.queues = queues{}
+	p.queues, p.prepared = queues{}, false
 	p.trusting = time.Now().Add(bus.StateTTL)
-	p.prepare(ctx)
 }
 
 // hosts are those that report. For as long as reports live after a reconnect, hosts that were there
@@ -190,45 +225,58 @@ func ended(ctx context.Context, what string) error {
 	return fmt.Errorf("watch %s: %w", what, bus.ErrClosed)
 }
 
-// prepare makes the buckets and streams that all models share, however long that takes.
-func (p *Planner) prepare(ctx context.Context) {
-	var wait lifecycle.Backoff
-	for ctx.Err() == nil {
-		err := p.bus.EnsureBase(ctx)
-		if err == nil {
-			return
-		}
-		d := wait.Next()
-		p.log.Warn("cannot prepare the bus", "error", err, "retry_in", d)
-		_ = lifecycle.Sleep(ctx, d)
-	}
-}
-
-// step looks at the system and decides when it is time. An error keeps what is known.
+// step looks at the system, and where this planner leads it decides when it is time. An error keeps
+// what is known.
 func (p *Planner) step(ctx context.Context, now time.Time) {
 	p.state.Now = now
 	p.state.Hosts = p.hosts(now)
-	before := p.state.Current.Revision
 	var err error
-	if p.state.Current, p.rev, err = p.readPlan(ctx); err == nil && p.state.Current.Revision != before {
-		err = p.makeRoom(ctx, p.state.Current)
-	}
-	if err == nil {
-		err = p.observe(ctx, now)
-	}
-	if err == nil {
-		if cause, reason, due := p.schedule.Due(now, p.state); due {
-			err = p.epoch(ctx, now, cause, reason)
-		}
+	if term := p.leader.term(); term > 0 {
+		err = p.lead(ctx, now, term)
+	} else {
+		err = p.follow(ctx, now)
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	p.notices.bus(err)
-	if err == nil {
-		err = p.report(ctx, now)
-		p.notices.bus(err)
+	if errors.Is(err, errDeposed) {
+		err = nil // the leader's loop says so
 	}
+	p.notices.bus(err)
+	p.stand(ctx, now)
+}
+
+// lead is a step of the planner that leads.
+func (p *Planner) lead(ctx context.Context, now time.Time, term uint64) error {
+	if err := p.takeOffice(ctx, term); err != nil {
+		return err
+	}
+	before := p.state.Current.Revision
+	var err error
+	if p.state.Current, p.rev, err = p.readPlan(ctx); err != nil {
+		return err
+	}
+	if p.state.Current.Revision != before {
+		if err := p.makeRoom(ctx, p.state.Current); err != nil {
+			return err
+		}
+	}
+	missing, err := p.observe(ctx, now)
+	if err != nil {
+		return err
+	}
+	if err := p.mend(ctx, missing); err != nil {
+		return err
+	}
+	if err := p.retire(ctx); err != nil {
+		return err
+	}
+	if cause, reason, due := p.schedule.Due(now, p.state); due {
+		if err := p.epoch(ctx, now, cause, reason); err != nil {
+			return err
+		}
+	}
+	return p.report(ctx, now)
 }
 
 func (p *Planner) readPlan(ctx context.Context) (plan.Plan, uint64, error) {
@@ -236,28 +284,37 @@ func (p *Planner) readPlan(ctx context.Context) (plan.Plan, uint64, error) {
 	if err != nil {
 		return p.state.Current, p.rev, fmt.Errorf("read the plan: %w", err)
 	}
+	p.leader.saw(current.Term)
 	return current, rev, nil
 }
 
-// observe reads the lag of every registered model, and makes queues again that are gone.
-func (p *Planner) observe(ctx context.Context, now time.Time) error {
+// observe reads the lag of every registered model, and returns those that have no queue.
+func (p *Planner) observe(ctx context.Context, now time.Time) (missing []model.Model, err error) {
 	for _, m := range p.state.Models {
 		lag, err := p.bus.Lag(ctx, m.Name)
 		if errors.Is(err, bus.ErrUnknownModel) {
-			delete(p.queues, m.Name)
-			if err := p.ensureQueue(ctx, m, p.state.Current); err != nil {
-				return err
-			}
-			p.log.Warn("queue was gone and is made again", "model", m.Name)
+			missing = append(missing, m)
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("lag of %s: %w", m.Name, err)
+			return nil, fmt.Errorf("lag of %s: %w", m.Name, err)
 		}
 		p.traffic.observe(m.Name, lag, now)
 	}
 	p.state.Loads = p.traffic.loads(now)
-	return p.retire(ctx)
+	return missing, nil
+}
+
+// mend makes queues again that are gone.
+func (p *Planner) mend(ctx context.Context, missing []model.Model) error {
+	for _, m := range missing {
+		delete(p.queues, m.Name)
+		if err := p.ensureQueue(ctx, m, p.state.Current); err != nil {
+			return err
+		}
+		p.log.Warn("queue was gone and is made again", "model", m.Name)
+	}
+	return nil
 }
 
 // epoch makes one decision and acts on it.
@@ -278,7 +335,7 @@ func (p *Planner) epoch(ctx context.Context, now time.Time, cause, why string) e
 	d := epoch.Decide(p.cfg.Decide, p.state)
 	took := time.Since(begin)
 	p.metrics.epoch(cause, d, took)
-	for _, err := range slices.Concat(p.registry.problems, fileProblems) {
+	for _, err := range slices.Concat(p.registry.problems, fileProblems, slices.Collect(maps.Values(p.fixed))) {
 		d.Problems = append(d.Problems, err.Error())
 	}
 	slices.Sort(d.Problems)
@@ -313,10 +370,13 @@ func (p *Planner) publish(ctx context.Context, now time.Time, d epoch.Decision, 
 	if err := p.makeRoom(ctx, d.Plan); err != nil {
 		return err
 	}
-	d.Plan.Created = now.UTC()
+	if !lease.Fence(p.term, p.state.Current.Term) {
+		return errDeposed
+	}
+	d.Plan.Created, d.Plan.Term = now.UTC(), p.term
 	rev, err := p.bus.PutPlan(ctx, d.Plan, p.rev)
 	if errors.Is(err, bus.ErrConflict) {
-		p.log.Warn("another planner published meanwhile: reading again", "plan_rev", d.Plan.Revision)
+		p.log.Warn("somebody else published meanwhile: reading again", "plan_rev", d.Plan.Revision)
 		p.schedule.Again()
 		return nil
 	}
@@ -325,7 +385,7 @@ func (p *Planner) publish(ctx context.Context, now time.Time, d epoch.Decision, 
 		return fmt.Errorf("publish plan %d: %w", d.Plan.Revision, err)
 	}
 	p.state.Current, p.rev = d.Plan, rev
-	p.log.Info("plan published", "plan_rev", d.Plan.Revision, "cause", d.Cause, "reason", d.Reason,
+	p.log.Info("plan published", "plan_rev", d.Plan.Revision, "term", p.term, "cause", d.Cause, "reason", d.Reason,
 		"gpus_used", d.Plan.GPUsUsed, "desired_gpus", d.DesiredGPUs, "gpulets", len(d.Plan.Gpulets), "moves", d.Moves, "took", took)
 	return nil
 }
@@ -346,6 +406,7 @@ func (p *Planner) register(ctx context.Context) error {
 		p.log.Info("model registered", "model", m.Name, "version", m.Version, "archive", m.Hash[:min(12, len(m.Hash))], "slo", m.SLO)
 	}
 	for _, name := range change.remove {
+		delete(p.fixed, name)
 		if err := p.bus.DeleteModel(ctx, name); err != nil {
 			return fmt.Errorf("take back %s: %w", name, err)
 		}
@@ -385,7 +446,7 @@ func (p *Planner) retire(ctx context.Context) error {
 // report tells operators what this planner sees.
 func (p *Planner) report(ctx context.Context, now time.Time) error {
 	r := plan.PlannerReport{
-		Planner: p.cfg.Name, Revision: p.state.Current.Revision, Time: now.UTC(),
+		Planner: p.cfg.Name, Term: p.term, Revision: p.state.Current.Revision, Time: now.UTC(),
 		Problems: p.result.Problems,
 	}
 	planned := epoch.Capacities(p.state.Current)

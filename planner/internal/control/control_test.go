@@ -54,6 +54,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w.cfg = Config{
 		Name: "test", Epoch: 100 * time.Millisecond, Observe: 20 * time.Millisecond, MinGap: 20 * time.Millisecond,
+		Lease: time.Second,
 		Decide: epoch.Config{
 			Algorithm: algorithm, AlgorithmName: "elastic", Demand: demand.DefaultConfig(10 * time.Second), WarmRPS: 1,
 			Hold: time.Hour,

@@ -13,6 +13,8 @@ import (
 // Metrics are the planner's figures for Prometheus.
 type Metrics struct {
 	revision, desired, used, problems prometheus.Gauge
+	leading, term                     prometheus.Gauge
+	changes                           prometheus.Counter
 	planSeconds                       prometheus.Histogram
 	epochs, decisions                 *prometheus.CounterVec
 	moves                             prometheus.Counter
@@ -37,6 +39,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		return g
 	}
 	m := &Metrics{
+		leading: gauge("gpulet_planner_leading", "1 while this planner leads, 0 while it stands by."),
+		term:    gauge("gpulet_planner_term", "The term that this planner leads or led last; 0: it never has."),
+		changes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gpulet_planner_leader_changes_total", Help: "How often this planner began to lead or ceased to.",
+		}),
 		revision: gauge("gpulet_planner_plan_revision", "Revision of the current plan."),
 		desired:  gauge("gpulet_planner_desired_gpus", "GPUs that would serve all that is needed now."),
 		used:     gauge("gpulet_planner_gpus_used", "GPUs that the current plan uses."),
@@ -68,7 +75,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		perModel("gpulet_planner_model_lag_requests", "Requests stored or fetched and not answered.", func(d plan.ModelDemand) float64 { return float64(d.Pending + d.InFlight) }),
 		perModel("gpulet_planner_model_oldest_seconds", "Age of the oldest unanswered request.", func(d plan.ModelDemand) float64 { return d.OldestMs / 1000 }),
 	}
-	reg.MustRegister(m.planSeconds, m.epochs, m.decisions, m.moves, m.cancelled, m.saved)
+	reg.MustRegister(m.changes, m.planSeconds, m.epochs, m.decisions, m.moves, m.cancelled, m.saved)
 	for _, g := range m.models {
 		reg.MustRegister(g.vec)
 	}
@@ -108,6 +115,26 @@ func (m *Metrics) costs(p plan.Plan) {
 				m.sample[a.Model] = each
 			}
 		}
+	}
+}
+
+// leads counts the begin of a term, or with 0 its end.
+func (m *Metrics) leads(term uint64) {
+	m.changes.Inc()
+	m.leading.Set(float64(min(term, 1)))
+	if term > 0 {
+		m.term.Set(float64(term))
+	}
+}
+
+// follow shows the plan alone: what the leader shows is not to be added up.
+func (m *Metrics) follow(current plan.Plan) {
+	m.revision.Set(float64(current.Revision))
+	for _, g := range []prometheus.Gauge{m.used, m.desired, m.problems} {
+		g.Set(0)
+	}
+	for _, g := range m.models {
+		g.vec.Reset()
 	}
 }
 

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/gpulet/gpulet/planner/internal/epoch"
@@ -11,22 +12,35 @@ import (
 	"github.com/gpulet/gpulet/shared/plan"
 )
 
-// queues holds the limits that the queue of each model has.
-type queues map[string]epoch.Queue
+// queues holds what the queue of each model was made with.
+type queues map[string]queue
+
+type queue struct {
+	epoch.Queue
+	storage string // that the model asked for
+}
 
 // ensureQueue makes the queue of a model, or raises its limits to what the plan asks for.
 func (p *Planner) ensureQueue(ctx context.Context, m model.Model, next plan.Plan) error {
 	rate := p.state.Loads[m.Name].Estimate.RateRPS
 	has, ok := p.queues[m.Name]
-	want := has.Grow(epoch.QueueFor(m, next, rate, p.bus.MaxPayload()))
+	want := queue{has.Grow(epoch.QueueFor(m, next, rate, p.bus.MaxPayload())), m.Storage}
 	if ok && want == has {
 		return nil
 	}
-	err := p.bus.EnsureQueue(ctx, bus.Queue{
-		Model: m.Name, File: m.Class == "offline",
+	q := bus.Queue{
+		Model: m.Name, File: m.Storage == "file",
 		MaxMsgs: want.MaxMsgs, MaxBytes: want.MaxBytes, MaxAge: want.MaxAge,
 		AckWait: want.AckWait, MaxAckPending: want.MaxAckPending,
-	})
+	}
+	err := p.bus.EnsureQueue(ctx, q)
+	delete(p.fixed, m.Name)
+	if errors.Is(err, bus.ErrFixed) {
+		// The queue may hold requests: it stays where it is until an operator decides.
+		p.fixed[m.Name] = fmt.Errorf("model %s: the queue stays where it is: %w", m.Name, err)
+		q.File = !q.File
+		err = p.bus.EnsureQueue(ctx, q)
+	}
 	if err != nil {
 		return fmt.Errorf("queue of %s: %w", m.Name, err)
 	}

@@ -116,7 +116,7 @@ func (s *site) publish(ctx context.Context, p plan.Plan) (time.Time, error) {
 		return time.Time{}, err
 	}
 	p = s.place(p)
-	p.Revision, p.Pinned, p.Created, p.Reason = current.Revision+1, true, time.Now().UTC(), "evaluate"
+	p.Revision, p.Term, p.Pinned, p.Created, p.Reason = current.Revision+1, current.Term, true, time.Now().UTC(), "evaluate"
 	at := time.Now()
 	if _, err := s.bus.PutPlan(ctx, p, rev); err != nil {
 		return time.Time{}, err

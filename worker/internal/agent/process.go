@@ -17,6 +17,7 @@ import (
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/worker/internal/blackbox"
 	"github.com/gpulet/gpulet/worker/internal/link"
+	"github.com/gpulet/gpulet/worker/internal/privilege"
 )
 
 // event is what a process did.
@@ -43,9 +44,12 @@ type process struct {
 }
 
 // startProcess starts cmd in a process group of its own, so that Ctrl-C on a terminal reaches only
-// the agent, which drains its children.
+// the agent, which drains its children, and without a way to gain privileges.
 func startProcess(id string, cmd *exec.Cmd, events chan<- event, log *slog.Logger) (*process, error) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -60,7 +64,7 @@ func startProcess(id string, cmd *exec.Cmd, events chan<- event, log *slog.Logge
 	}
 	p := &process{id: id, cmd: cmd, commands: make(chan link.Command, 64), gone: make(chan struct{}), log: log}
 	p.giveBox()
-	if err := cmd.Start(); err != nil {
+	if err := privilege.Start(cmd); err != nil {
 		p.closeBox()
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
@@ -79,8 +83,8 @@ func startProcess(id string, cmd *exec.Cmd, events chan<- event, log *slog.Logge
 	return p, nil
 }
 
-// boxFD is where a child finds its black box: after its standard streams.
-const boxFD = 3
+// firstExtra is where a child finds the first of its extra files: after its standard streams.
+const firstExtra = 3
 
 // giveBox gives the process a black box. One that has none can still serve.
 func (p *process) giveBox() {
@@ -90,8 +94,9 @@ func (p *process) giveBox() {
 		return
 	}
 	p.box = box
-	p.cmd.ExtraFiles = []*os.File{box.File()}
-	p.cmd.Env = append(p.cmd.Environ(), link.BoxVariable+"="+strconv.Itoa(boxFD))
+	fd := firstExtra + len(p.cmd.ExtraFiles)
+	p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, box.File())
+	p.cmd.Env = append(p.cmd.Environ(), link.BoxVariable+"="+strconv.Itoa(fd))
 }
 
 // working is what the process is working on, or was when it ended. Only the goroutine that waits

@@ -129,7 +129,8 @@ func prepared(have, want engine.Spec) bool {
 func sameModel(a, b engine.Spec) bool {
 	key := func(s engine.Spec) engine.Spec {
 		s.Batches = nil
-		s.Model.SLO, s.Model.Timeout, s.Model.Weight, s.Model.Class, s.Model.Pin = 0, 0, 0, "", 0
+		s.Model.SLO, s.Model.Timeout, s.Model.Weight, s.Model.Pin = 0, 0, 0, 0
+		s.Model.Class, s.Model.Storage = "", ""
 		return s
 	}
 	return reflect.DeepEqual(key(a), key(b))
