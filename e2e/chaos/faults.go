@@ -1,0 +1,246 @@
+package chaos
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/gpulet/gpulet/e2e/harness"
+	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/plan"
+)
+
+// How long what is stopped or cut stays so.
+const (
+	stopFor  = 5 * time.Second
+	cutFor   = 10 * time.Second
+	fullFor  = 3 * time.Second
+	skewFor  = 5 * time.Second
+	skewBy   = 5 * time.Second
+	planGap  = time.Second
+	shortOne = 3 * time.Second // timeout of the requests that a wrong clock is to harm
+)
+
+// fault is a kind of fault.
+type fault struct {
+	kind string
+	// told: requests may be answered with an error while it lasts. Others must all be answered ok.
+	told bool
+	// inject breaks something and mends it again. What it returns was broken in so many ways: 1, but
+	// for kinds that come in series. An error says that the fault did not do what it is to do.
+	inject func(s *site) (faults int, err error)
+}
+
+// hold keeps a fault for as long as it is to last. The time is part of the fault, and nothing waits
+// for something to happen meanwhile.
+func hold(d time.Duration) { <-time.After(d) }
+
+func killGpulet(s *site) (int, error) {
+	g := s.anyGpulet()
+	return 1, syscall.Kill(g.PID, syscall.SIGKILL)
+}
+
+func stopGpulet(s *site) (int, error) {
+	g := s.anyGpulet()
+	if err := syscall.Kill(g.PID, syscall.SIGSTOP); err != nil {
+		return 0, err
+	}
+	hold(stopFor)
+	return 1, syscall.Kill(g.PID, syscall.SIGCONT)
+}
+
+func (s *site) anyGpulet() plan.GpuletReport {
+	ready := s.ready(1)
+	return ready[s.rng.IntN(len(ready))]
+}
+
+func (s *site) anyHost() *host { return s.hosts[s.rng.IntN(len(s.hosts))] }
+
+// killAgent kills an agent alone; its gpu-lets notice.
+func killAgent(s *site) (int, error) {
+	h := s.anyHost()
+	h.worker.Signal(syscall.SIGKILL)
+	s.startWorker(h, "worker")
+	return 1, nil
+}
+
+// killHost kills an agent and all its gpu-lets at once, as a power failure does.
+func killHost(s *site) (int, error) {
+	h := s.anyHost()
+	h.worker.Kill()
+	s.startWorker(h, "worker")
+	return 1, nil
+}
+
+func killPlanner(s *site) (int, error) {
+	s.Planner.Kill()
+	s.Planner = s.StartPlanner(s.t)
+	s.Planner.WaitEvent(s.t, "connected to NATS")
+	return 1, nil
+}
+
+// killFrontend kills the frontend, and where NATS is inside it NATS too.
+func killFrontend(s *site) (int, error) {
+	s.Frontend.Kill()
+	args := []string{"--http-addr", strings.TrimPrefix(s.HTTP, "http://")}
+	if len(s.nats) == 0 {
+		_, port, _ := strings.Cut(s.target(), ":")
+		args = append(args, "--nats-port", port)
+	}
+	s.Frontend = s.StartFrontend(s.t, args...)
+	s.Frontend.WaitEvent(s.t, "frontend is up")
+	return 1, nil
+}
+
+func killNATS(s *site) (int, error) {
+	s.nats[0].Kill()
+	s.nats[0].start(s.t)
+	return 1, nil
+}
+
+// stop is SIGSTOP, and after a while SIGCONT, of one program.
+func stop(which func(*site) *harness.Process) func(*site) (int, error) {
+	return func(s *site) (int, error) {
+		p := which(s)
+		p.Signal(syscall.SIGSTOP)
+		hold(stopFor)
+		p.Signal(syscall.SIGCONT)
+		return 1, nil
+	}
+}
+
+func cutHost(s *site) (int, error) {
+	h := s.anyHost()
+	h.proxy.Cut()
+	hold(cutFor)
+	h.proxy.Heal()
+	return 1, nil
+}
+
+// stallHost lets no byte pass between a host and NATS for a while, and keeps the connections.
+func stallHost(s *site) (int, error) {
+	h := s.anyHost()
+	h.proxy.Stall()
+	hold(stopFor)
+	h.proxy.Heal()
+	return 1, nil
+}
+
+// slowConsumer makes a client with large answers take none, until the server has cut it off.
+func slowConsumer(s *site) (int, error) {
+	before := s.nats[0].slowConsumers(s.t)
+	s.slow.Stall()
+	defer s.slow.Heal()
+	harness.Eventually(s.t, "the server cuts the slow consumer off", func() error {
+		if s.nats[0].slowConsumers(s.t) == before {
+			return fmt.Errorf("it has not")
+		}
+		return nil
+	})
+	return 1, nil
+}
+
+// changePlans publishes another plan each second: every gpu-let is replaced by one of another share.
+func changePlans(n int) func(*site) (int, error) {
+	return func(s *site) (int, error) {
+		for i := range n {
+			if i > 0 {
+				hold(planGap)
+			}
+			s.apply(s.shares()[s.made%2])
+		}
+		return n, nil
+	}
+}
+
+// shares are two that gpu-lets of the site may have.
+func (s *site) shares() [2]int {
+	if strings.HasPrefix(s.device, "sim") {
+		return [2]int{40, 60}
+	}
+	return [2]int{100, 50}
+}
+
+// killLeader kills the server that leads a model's queue. The others elect another.
+func killLeader(s *site) (int, error) {
+	name, err := s.leader(bus.StreamName(s.models[0].Name))
+	if err != nil {
+		return 0, err
+	}
+	for i, n := range s.nats {
+		if fmt.Sprintf("n%d", i) == name {
+			n.Kill()
+			hold(planGap) // clients and queues find another server meanwhile
+			n.start(s.t)
+			s.whole()
+			return 1, nil
+		}
+	}
+	return 0, fmt.Errorf("the leader is %q: expected one of the site's servers", name)
+}
+
+// fillDisk leaves the server no space for what it stores on disk. It then turns its JetStream off;
+// an operator makes room and starts it again.
+func fillDisk(s *site) (int, error) {
+	filler := filepath.Join(s.store(), "filler")
+	if err := fill(filler); err != nil {
+		return 0, err
+	}
+	hold(fullFor)
+	if err := os.Remove(filler); err != nil {
+		return 0, err
+	}
+	s.nats[0].Kill()
+	s.nats[0].start(s.t)
+	return 1, nil
+}
+
+// fill writes to a file until its disk is full.
+func fill(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for size := 1 << 20; size >= 1; {
+		if _, err := f.Write(make([]byte, size)); err != nil {
+			size /= 2
+		}
+	}
+	return nil
+}
+
+// skewClock starts a host's worker anew with a clock that is five seconds off, ahead or behind in
+// turn, and sends requests whose timeouts are shorter than that.
+func skewClock(s *site) (int, error) {
+	h := s.anyHost()
+	program := []string{skewedAhead, skewedBehind}[s.rng.IntN(2)]
+	s.swap(h, program)
+	defer s.swap(h, "worker")
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.After(skewFor); ; {
+		select {
+		case <-end:
+			return 1, nil
+		case <-tick.C:
+			s.doors[0].Send(s.models[0], shortOne)
+		}
+	}
+}
+
+// swap drains a host's worker and starts another program as the same host.
+func (s *site) swap(h *host, program string) {
+	h.worker.Signal(syscall.SIGTERM)
+	h.worker.Wait(s.t)
+	s.startWorker(h, program)
+	s.ready(len(s.hosts))
+}
+
+func frontend(s *site) *harness.Process { return s.Frontend }
+func planner(s *site) *harness.Process  { return s.Planner }
+func server(s *site) *harness.Process   { return s.nats[0].Process }
+func agent(s *site) *harness.Process    { return s.anyHost().worker }
