@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"sync"
@@ -13,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gpulet/gpulet/e2e/harness"
+	"github.com/gpulet/gpulet/shared/profile"
 )
 
 var (
@@ -157,7 +156,7 @@ func visit(t *testing.T, p place, trials []trial, seed uint64, started time.Time
 	s := newSite(t, p.layout, seed)
 	if p.share > 0 {
 		s.apply(p.share)
-		s.ready(len(s.hosts))
+		s.serving()
 	}
 	s.open(*rate)
 	s.calm()
@@ -177,6 +176,7 @@ func visit(t *testing.T, p place, trials []trial, seed uint64, started time.Time
 		if err != nil {
 			t.Fatalf("%s: %v", trials[i].kind, err)
 		}
+		s.serving()
 		s.calm()
 		until := s.ledger.Now()
 		kinds[i].add(n, s.ledger.Account(from, until), s.ledger.Recovery(from, until))
@@ -211,8 +211,7 @@ func allowed(t *testing.T, p *place, trials []trial) (kept []trial, skipped []st
 			t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
 			p.layout.store = dir
 		case "clock off by 5 s":
-			buildSkewed(t, skewedAhead, skewBy)
-			buildSkewed(t, skewedBehind, -skewBy)
+			buildSkewed(t)
 		}
 		kept = append(kept, tr)
 	}
@@ -222,9 +221,20 @@ func allowed(t *testing.T, p *place, trials []trial) (kept []trial, skipped []st
 	return kept, skipped
 }
 
-// simulatedProfiles is a folder with profiles that the simulated engine answers by: the shipped ones of
-// an H100.
-func simulatedProfiles(t *testing.T, _ []Model) string {
+// simulatedProfiles is a folder with profiles that the simulated engine answers by.
+func simulatedProfiles(t *testing.T, models []Model) string {
 	t.Helper()
-	return filepath.Join(harness.Root(t), "profiles")
+	dir := t.TempDir()
+	for _, m := range models {
+		p := &profile.Profile{Model: m.Name, GPUType: "h100"}
+		for _, share := range []int{20, 50, 100} {
+			for _, batch := range []int{1, 8} {
+				p.Points = append(p.Points, profile.Point{Share: share, Batch: batch, P50Ms: (2 + 0.5*float64(batch)) * 100 / float64(share)})
+			}
+		}
+		if err := profile.Save(dir, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }

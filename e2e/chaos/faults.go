@@ -40,6 +40,7 @@ func hold(d time.Duration) { <-time.After(d) }
 
 func killGpulet(s *site) (int, error) {
 	g := s.anyGpulet()
+	s.burst()
 	return 1, syscall.Kill(g.PID, syscall.SIGKILL)
 }
 
@@ -50,6 +51,14 @@ func stopGpulet(s *site) (int, error) {
 	}
 	hold(stopFor)
 	return 1, syscall.Kill(g.PID, syscall.SIGCONT)
+}
+
+// burst sends many requests at once, so that what is killed next has its hands full.
+func (s *site) burst() {
+	const requests = 100
+	for i := range requests {
+		s.doors[0].Send(s.models[i%min(2, len(s.models))], timeout)
+	}
 }
 
 func (s *site) anyGpulet() plan.GpuletReport {
@@ -70,6 +79,7 @@ func killAgent(s *site) (int, error) {
 // killHost kills an agent and all its gpu-lets at once, as a power failure does.
 func killHost(s *site) (int, error) {
 	h := s.anyHost()
+	s.burst()
 	h.worker.Kill()
 	s.startWorker(h, "worker")
 	return 1, nil
@@ -84,6 +94,7 @@ func killPlanner(s *site) (int, error) {
 
 // killFrontend kills the frontend, and where NATS is inside it NATS too.
 func killFrontend(s *site) (int, error) {
+	s.burst()
 	s.Frontend.Kill()
 	args := []string{"--http-addr", strings.TrimPrefix(s.HTTP, "http://")}
 	if len(s.nats) == 0 {
@@ -96,6 +107,7 @@ func killFrontend(s *site) (int, error) {
 }
 
 func killNATS(s *site) (int, error) {
+	s.burst()
 	s.nats[0].Kill()
 	s.nats[0].start(s.t)
 	return 1, nil
@@ -217,8 +229,8 @@ func fill(path string) error {
 // turn, and sends requests whose timeouts are shorter than that.
 func skewClock(s *site) (int, error) {
 	h := s.anyHost()
-	program := []string{skewedAhead, skewedBehind}[s.rng.IntN(2)]
-	s.swap(h, program)
+	off := [2]time.Duration{skewBy, -skewBy}[s.rng.IntN(2)]
+	s.swap(h, skewed, fmt.Sprintf("%s=%d", clockVariable, int(off.Seconds())))
 	defer s.swap(h, "worker")
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -233,11 +245,11 @@ func skewClock(s *site) (int, error) {
 }
 
 // swap drains a host's worker and starts another program as the same host.
-func (s *site) swap(h *host, program string) {
+func (s *site) swap(h *host, program string, env ...string) {
 	h.worker.Signal(syscall.SIGTERM)
 	h.worker.Wait(s.t)
-	s.startWorker(h, program)
-	s.ready(len(s.hosts))
+	s.startWorker(h, program, env...)
+	s.serving()
 }
 
 func frontend(s *site) *harness.Process { return s.Frontend }

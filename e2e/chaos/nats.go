@@ -47,7 +47,7 @@ func buildNATS(t testing.TB) {
 func newNATS(t testing.TB, cfg natsConfig) *natsServer {
 	t.Helper()
 	n := &natsServer{conf: filepath.Join(t.TempDir(), "nats.conf"), addr: freeAddr(t), http: freeAddr(t)}
-	text := fmt.Sprintf("server_name: %s\nlisten: %q\nhttp: %q\nmax_payload: 8MB\nwrite_deadline: \"2s\"\njetstream { store_dir: %q }\n",
+	text := fmt.Sprintf("server_name: %s\nlisten: %q\nhttp: %q\nmax_payload: 8MB\nwrite_deadline: \"2s\"\njetstream { store_dir: %q, max_file_store: 4GB, max_memory_store: 1GB }\n",
 		cfg.name, n.addr, n.http, cfg.store)
 	if cfg.cluster != "" {
 		text += fmt.Sprintf("cluster { name: chaos, listen: %q, routes: [%s] }\n", cfg.cluster, `"nats://`+strings.Join(cfg.routes, `", "nats://`)+`"`)

@@ -19,7 +19,7 @@ import (
 )
 
 // timeout is that of every request: longer than any single fault lasts.
-const timeout = 25 * time.Second
+const timeout = 15 * time.Second
 
 // models of the real engines' sites: queued in memory, on disk, and with large answers.
 func models() []Model {
@@ -160,7 +160,7 @@ func (s *site) repository(l layout) string {
 
 // startWorker starts the agent of h from program, on its network. Workers of a cluster know all
 // servers, and need no network of their own to break.
-func (s *site) startWorker(h *host, program string) {
+func (s *site) startWorker(h *host, program string, env ...string) {
 	address := "nats://" + h.proxy.Addr()
 	if len(s.nats) > 1 {
 		address = s.urls()
@@ -172,7 +172,7 @@ func (s *site) startWorker(h *host, program string) {
 	if p := s.Profiles(); p != "" {
 		args = append(args, "--profiles", p)
 	}
-	h.worker = s.Start(s.t, program, args...)
+	h.worker = s.StartWith(s.t, env, program, args...)
 }
 
 // connect is a connection of the suite's own.
@@ -281,7 +281,7 @@ func (s *site) ready(n int) []plan.GpuletReport {
 		}
 		ready = nil
 		for _, g := range all {
-			if g.State == plan.Ready && g.PID > 0 {
+			if g.State == plan.Ready && alive(g.PID) {
 				ready = append(ready, g)
 			}
 		}
@@ -291,6 +291,16 @@ func (s *site) ready(n int) []plan.GpuletReport {
 		return nil
 	})
 	return ready
+}
+
+// alive reports whether a process runs; one that has ended and that nobody has waited for does not.
+func alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, after, _ := strings.Cut(string(stat), ") ") // the program's name may hold anything else
+	return !strings.HasPrefix(after, "Z")
 }
 
 // apply publishes and pins a plan in which every host serves every model, each gpu-let with share.
@@ -317,4 +327,29 @@ func (s *site) apply(share int) {
 	if code := cmd.Wait(s.t); code != 0 {
 		s.t.Fatalf("planner apply: exit %d\n%s", code, cmd.Tail(20))
 	}
+}
+
+// serving waits until every gpu-let of the plan is ready.
+func (s *site) serving() {
+	s.t.Helper()
+	harness.Eventually(s.t, "every gpu-let of the plan is ready", func() error {
+		p, _, err := s.watch.GetPlan(s.t.Context())
+		if err != nil {
+			return err
+		}
+		reports, err := s.watch.Gpulets(s.t.Context())
+		if err != nil {
+			return err
+		}
+		ready := map[string]bool{}
+		for _, g := range reports {
+			ready[g.ID] = g.State == plan.Ready && alive(g.PID)
+		}
+		for _, g := range p.Gpulets {
+			if !ready[g.ID] {
+				return fmt.Errorf("%s is not; %v", g.ID, ready)
+			}
+		}
+		return nil
+	})
 }

@@ -119,8 +119,14 @@ func (s *System) onBus(args ...string) []string {
 // Start starts a program as part of the system.
 func (s *System) Start(t testing.TB, program string, args ...string) *Process {
 	t.Helper()
+	return s.StartWith(t, nil, program, args...)
+}
+
+// StartWith is Start with more in the program's environment.
+func (s *System) StartWith(t testing.TB, more []string, program string, args ...string) *Process {
+	t.Helper()
 	env := append([]string{s.marker, "GPULET_LOG_FORMAT=json", "GPULET_ENGINE_LIB=" + filepath.Join(Root(t), "build", "lib")}, s.cfg.Env...)
-	return Start(t, program, env, args...)
+	return Start(t, program, append(env, more...), args...)
 }
 
 // Loadgen runs the load generator on the system's bus to its end.
