@@ -171,15 +171,19 @@ func visit(t *testing.T, p place, trials []trial, seed uint64, started time.Time
 		if time.Since(started) > *bound {
 			break
 		}
-		from := s.ledger.Now()
-		n, err := trials[i].inject(s)
-		if err != nil {
+		s.marks = nil
+		s.mark()
+		if err := trials[i].inject(s); err != nil {
 			t.Fatalf("%s: %v", trials[i].kind, err)
 		}
 		s.serving()
 		s.calm()
 		until := s.ledger.Now()
-		kinds[i].add(n, s.ledger.Account(from, until), s.ledger.Recovery(from, until))
+		from := s.marks[0]
+		if len(s.marks) > 1 {
+			s.marks = s.marks[1:] // a series, each of which has its own
+		}
+		kinds[i].add(s.ledger, s.marks, until)
 		t.Logf("%-26s %s recovered after %.2f s", trials[i].kind, told(s.ledger.Account(from, until).Told), s.ledger.Recovery(from, until).Seconds())
 	}
 	s.close()

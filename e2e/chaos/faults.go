@@ -29,28 +29,28 @@ type fault struct {
 	kind string
 	// told: requests may be answered with an error while it lasts. Others must all be answered ok.
 	told bool
-	// inject breaks something and mends it again. What it returns was broken in so many ways: 1, but
-	// for kinds that come in series. An error says that the fault did not do what it is to do.
-	inject func(s *site) (faults int, err error)
+	// inject breaks something and mends it again; kinds that come in series mark the beginning of each
+	// fault. An error says that the fault did not do what it is to do.
+	inject func(s *site) error
 }
 
 // hold keeps a fault for as long as it is to last. The time is part of the fault, and nothing waits
 // for something to happen meanwhile.
 func hold(d time.Duration) { <-time.After(d) }
 
-func killGpulet(s *site) (int, error) {
+func killGpulet(s *site) error {
 	g := s.anyGpulet()
 	s.burst()
-	return 1, syscall.Kill(g.PID, syscall.SIGKILL)
+	return syscall.Kill(g.PID, syscall.SIGKILL)
 }
 
-func stopGpulet(s *site) (int, error) {
+func stopGpulet(s *site) error {
 	g := s.anyGpulet()
 	if err := syscall.Kill(g.PID, syscall.SIGSTOP); err != nil {
-		return 0, err
+		return err
 	}
 	hold(stopFor)
-	return 1, syscall.Kill(g.PID, syscall.SIGCONT)
+	return syscall.Kill(g.PID, syscall.SIGCONT)
 }
 
 // burst sends many requests at once, so that what is killed next has its hands full.
@@ -69,31 +69,31 @@ func (s *site) anyGpulet() plan.GpuletReport {
 func (s *site) anyHost() *host { return s.hosts[s.rng.IntN(len(s.hosts))] }
 
 // killAgent kills an agent alone; its gpu-lets notice.
-func killAgent(s *site) (int, error) {
+func killAgent(s *site) error {
 	h := s.anyHost()
 	h.worker.Signal(syscall.SIGKILL)
 	s.startWorker(h, "worker")
-	return 1, nil
+	return nil
 }
 
 // killHost kills an agent and all its gpu-lets at once, as a power failure does.
-func killHost(s *site) (int, error) {
+func killHost(s *site) error {
 	h := s.anyHost()
 	s.burst()
 	h.worker.Kill()
 	s.startWorker(h, "worker")
-	return 1, nil
+	return nil
 }
 
-func killPlanner(s *site) (int, error) {
+func killPlanner(s *site) error {
 	s.Planner.Kill()
 	s.Planner = s.StartPlanner(s.t)
 	s.Planner.WaitEvent(s.t, "connected to NATS")
-	return 1, nil
+	return nil
 }
 
 // killFrontend kills the frontend, and where NATS is inside it NATS too.
-func killFrontend(s *site) (int, error) {
+func killFrontend(s *site) error {
 	s.burst()
 	s.Frontend.Kill()
 	args := []string{"--http-addr", strings.TrimPrefix(s.HTTP, "http://")}
@@ -103,48 +103,48 @@ func killFrontend(s *site) (int, error) {
 	}
 	s.Frontend = s.StartFrontend(s.t, args...)
 	s.Frontend.WaitEvent(s.t, "frontend is up")
-	return 1, nil
+	return nil
 }
 
-func killNATS(s *site) (int, error) {
+func killNATS(s *site) error {
 	s.burst()
 	s.nats[0].Kill()
 	s.nats[0].start(s.t)
-	return 1, nil
+	return nil
 }
 
 // stop is SIGSTOP, and after a while SIGCONT, of one program.
-func stop(which func(*site) *harness.Process) func(*site) (int, error) {
-	return func(s *site) (int, error) {
+func stop(which func(*site) *harness.Process) func(*site) error {
+	return func(s *site) error {
 		p := which(s)
 		p.Signal(syscall.SIGSTOP)
 		hold(stopFor)
 		p.Signal(syscall.SIGCONT)
-		return 1, nil
+		return nil
 	}
 }
 
-func cutHost(s *site) (int, error) {
+func cutHost(s *site) error {
 	h := s.anyHost()
 	h.proxy.Cut()
 	hold(cutFor)
 	h.proxy.Heal()
-	return 1, nil
+	return nil
 }
 
 // stallHost lets no byte pass between a host and NATS for a while, and keeps the connections.
-func stallHost(s *site) (int, error) {
+func stallHost(s *site) error {
 	h := s.anyHost()
 	h.proxy.Stall()
 	hold(stopFor)
 	h.proxy.Heal()
-	return 1, nil
+	return nil
 }
 
 // slowConsumer makes a client with large answers take none, until the server has cut it off.
-func slowConsumer(s *site) (int, error) {
+func slowConsumer(s *site) error {
 	before := s.nats[0].slowConsumers(s.t)
-	s.slow.Stall()
+	s.slow.StallDown()
 	defer s.slow.Heal()
 	harness.Eventually(s.t, "the server cuts the slow consumer off", func() error {
 		if s.nats[0].slowConsumers(s.t) == before {
@@ -152,19 +152,20 @@ func slowConsumer(s *site) (int, error) {
 		}
 		return nil
 	})
-	return 1, nil
+	return nil
 }
 
 // changePlans publishes another plan each second: every gpu-let is replaced by one of another share.
-func changePlans(n int) func(*site) (int, error) {
-	return func(s *site) (int, error) {
+func changePlans(n int) func(*site) error {
+	return func(s *site) error {
 		for i := range n {
 			if i > 0 {
 				hold(planGap)
 			}
+			s.mark()
 			s.apply(s.shares()[s.made%2])
 		}
-		return n, nil
+		return nil
 	}
 }
 
@@ -177,10 +178,10 @@ func (s *site) shares() [2]int {
 }
 
 // killLeader kills the server that leads a model's queue. The others elect another.
-func killLeader(s *site) (int, error) {
+func killLeader(s *site) error {
 	name, err := s.leader(bus.StreamName(s.models[0].Name))
 	if err != nil {
-		return 0, err
+		return err
 	}
 	for i, n := range s.nats {
 		if fmt.Sprintf("n%d", i) == name {
@@ -188,26 +189,26 @@ func killLeader(s *site) (int, error) {
 			hold(planGap) // clients and queues find another server meanwhile
 			n.start(s.t)
 			s.whole()
-			return 1, nil
+			return nil
 		}
 	}
-	return 0, fmt.Errorf("the leader is %q: expected one of the site's servers", name)
+	return fmt.Errorf("the leader is %q: expected one of the site's servers", name)
 }
 
 // fillDisk leaves the server no space for what it stores on disk. It then turns its JetStream off;
 // an operator makes room and starts it again.
-func fillDisk(s *site) (int, error) {
+func fillDisk(s *site) error {
 	filler := filepath.Join(s.store(), "filler")
 	if err := fill(filler); err != nil {
-		return 0, err
+		return err
 	}
 	hold(fullFor)
 	if err := os.Remove(filler); err != nil {
-		return 0, err
+		return err
 	}
 	s.nats[0].Kill()
 	s.nats[0].start(s.t)
-	return 1, nil
+	return nil
 }
 
 // fill writes to a file until its disk is full.
@@ -227,17 +228,19 @@ func fill(path string) error {
 
 // skewClock starts a host's worker anew with a clock that is five seconds off, ahead or behind in
 // turn, and sends requests whose timeouts are shorter than that.
-func skewClock(s *site) (int, error) {
+func skewClock(s *site) error {
 	h := s.anyHost()
-	off := [2]time.Duration{skewBy, -skewBy}[s.rng.IntN(2)]
+	off := [2]time.Duration{skewBy, -skewBy}[s.skews%2]
+	s.skews++
 	s.swap(h, skewed, fmt.Sprintf("%s=%d", clockVariable, int(off.Seconds())))
+	s.t.Logf("the clock of host %s is off by %v", h.id, off)
 	defer s.swap(h, "worker")
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for end := time.After(skewFor); ; {
 		select {
 		case <-end:
-			return 1, nil
+			return nil
 		case <-tick.C:
 			s.doors[0].Send(s.models[0], shortOne)
 		}

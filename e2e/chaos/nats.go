@@ -42,12 +42,12 @@ func buildNATS(t testing.TB) {
 	}
 }
 
-// newNATS writes a server's configuration and starts it. It gives up on a client that takes nothing
-// for two seconds, so that a slow consumer is one within the time of a test.
+// newNATS writes a server's configuration and starts it. It gives up on a client that
+// has 8 MB to take, so that a slow consumer is one within the time of a test.
 func newNATS(t testing.TB, cfg natsConfig) *natsServer {
 	t.Helper()
 	n := &natsServer{conf: filepath.Join(t.TempDir(), "nats.conf"), addr: freeAddr(t), http: freeAddr(t)}
-	text := fmt.Sprintf("server_name: %s\nlisten: %q\nhttp: %q\nmax_payload: 8MB\nwrite_deadline: \"2s\"\njetstream { store_dir: %q, max_file_store: 4GB, max_memory_store: 1GB }\n",
+	text := fmt.Sprintf("server_name: %s\nlisten: %q\nhttp: %q\nmax_payload: 8MB\nmax_pending: 8MB\njetstream { store_dir: %q, max_file_store: 4GB }\n",
 		cfg.name, n.addr, n.http, cfg.store)
 	if cfg.cluster != "" {
 		text += fmt.Sprintf("cluster { name: chaos, listen: %q, routes: [%s] }\n", cfg.cluster, `"nats://`+strings.Join(cfg.routes, `", "nats://`)+`"`)

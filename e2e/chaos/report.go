@@ -40,11 +40,17 @@ type Kind struct {
 	recoveries []time.Duration
 }
 
-// add enters one injection.
-func (k *Kind) add(faults int, a Account, recovery time.Duration) {
-	k.Faults += faults
-	k.Account.Merge(a)
-	k.recoveries = append(k.recoveries, recovery)
+// add enters the faults of one injection, which began at marks, and the requests settled until then.
+func (k *Kind) add(l *Ledger, marks []time.Duration, until time.Duration) {
+	k.Faults += len(marks)
+	k.Account.Merge(l.Account(marks[0], until))
+	for i, from := range marks {
+		end := until
+		if i+1 < len(marks) {
+			end = marks[i+1]
+		}
+		k.recoveries = append(k.recoveries, l.Recovery(from, end))
+	}
 	slices.Sort(k.recoveries)
 	k.RecoveryMedianS = k.recoveries[len(k.recoveries)/2].Seconds()
 	k.RecoveryMaxS = k.recoveries[len(k.recoveries)-1].Seconds()

@@ -54,6 +54,8 @@ type site struct {
 	watch  *bus.Bus
 	slow   *harness.Proxy // between the third client and NATS
 	made   int            // plans
+	skews  int            // clocks set off
+	marks  []time.Duration
 	layout layout
 
 	doors  []door
@@ -292,6 +294,9 @@ func (s *site) ready(n int) []plan.GpuletReport {
 	})
 	return ready
 }
+
+// mark notes the beginning of a fault.
+func (s *site) mark() { s.marks = append(s.marks, s.ledger.Now()) }
 
 // alive reports whether a process runs; one that has ended and that nobody has waited for does not.
 func alive(pid int) bool {

@@ -16,7 +16,8 @@ type Proxy struct {
 	done   sync.WaitGroup
 
 	mu    sync.Mutex // guards the fields below
-	pass  chan struct{}
+	up    chan struct{} // closed while bytes pass to the server
+	down  chan struct{} // and from it
 	cut   bool
 	conns map[net.Conn]bool
 	ended bool
@@ -33,8 +34,9 @@ func NewProxy(t testing.TB, target string) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{target: target, ln: ln, pass: make(chan struct{}), conns: map[net.Conn]bool{}}
-	close(p.pass)
+	p := &Proxy{target: target, ln: ln, up: make(chan struct{}), down: make(chan struct{}), conns: map[net.Conn]bool{}}
+	close(p.up)
+	close(p.down)
 	p.done.Go(p.accept)
 	t.Cleanup(p.close)
 	return p
@@ -54,15 +56,31 @@ func (p *Proxy) Cut() {
 }
 
 // Stall holds up every byte in both directions; connections stay open.
-func (p *Proxy) Stall() {
+func (p *Proxy) Stall() { p.stall(&p.up, &p.down) }
+
+// StallDown holds up what comes from the server: a program that is too slow to take it.
+func (p *Proxy) StallDown() { p.stall(&p.down) }
+
+func (p *Proxy) stall(gates ...*chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if open(p.pass) {
-		p.pass = make(chan struct{})
+	for _, g := range gates {
+		if open(*g) {
+			*g = make(chan struct{})
+		}
 	}
 }
 
-// Heal ends Cut and Stall. Connections that were taken while the network was cut are broken: their
+// release ends every stall; p.mu is held.
+func (p *Proxy) release() {
+	for _, g := range []chan struct{}{p.up, p.down} {
+		if !open(g) {
+			close(g)
+		}
+	}
+}
+
+// Heal ends Cut, Stall and StallDown. Connections that were taken while the network was cut are broken: their
 // first bytes are gone.
 func (p *Proxy) Heal() {
 	p.mu.Lock()
@@ -73,9 +91,7 @@ func (p *Proxy) Heal() {
 		}
 	}
 	p.cut = false
-	if !open(p.pass) {
-		close(p.pass)
-	}
+	p.release()
 }
 
 func open(gate chan struct{}) bool {
@@ -134,13 +150,13 @@ func (p *Proxy) serve(c net.Conn) {
 		_ = tcp.SetReadBuffer(window)
 	}
 	var both sync.WaitGroup
-	both.Go(func() { p.copy(server, c) })
-	both.Go(func() { p.copy(c, server) })
+	both.Go(func() { p.copy(server, c, &p.up) })
+	both.Go(func() { p.copy(c, server, &p.down) })
 	both.Wait()
 }
 
-// copy passes bytes on while the network lets them, and closes both ends when one ends.
-func (p *Proxy) copy(to, from net.Conn) {
+// copy passes bytes on while gate is open, and closes both ends when one ends.
+func (p *Proxy) copy(to, from net.Conn, gate *chan struct{}) {
 	defer to.Close()
 	defer from.Close()
 	buf := make([]byte, window)
@@ -148,7 +164,7 @@ func (p *Proxy) copy(to, from net.Conn) {
 		n, err := from.Read(buf)
 		if n > 0 {
 			p.mu.Lock()
-			pass := p.pass
+			pass := *gate
 			p.mu.Unlock()
 			<-pass
 			if _, err := to.Write(buf[:n]); err != nil {
@@ -168,9 +184,7 @@ func (p *Proxy) close() {
 	for c := range p.conns {
 		_ = c.Close()
 	}
-	if !open(p.pass) {
-		close(p.pass)
-	}
+	p.release()
 	p.mu.Unlock()
 	p.done.Wait()
 }
