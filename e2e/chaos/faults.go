@@ -146,6 +146,9 @@ func slowConsumer(s *site) error {
 	before := s.nats[0].slowConsumers(s.t)
 	s.slow.StallDown()
 	defer s.slow.Heal()
+	for range 200 { // 13 MB of answers
+		s.doors[1].Send(s.models[len(s.models)-1], timeout)
+	}
 	harness.Eventually(s.t, "the server cuts the slow consumer off", func() error {
 		if s.nats[0].slowConsumers(s.t) == before {
 			return fmt.Errorf("it has not")
@@ -184,7 +187,7 @@ func killLeader(s *site) error {
 		return err
 	}
 	for i, n := range s.nats {
-		if fmt.Sprintf("n%d", i) == name {
+		if serverName(i) == name {
 			n.Kill()
 			hold(planGap) // clients and queues find another server meanwhile
 			n.start(s.t)

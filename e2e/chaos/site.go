@@ -102,7 +102,7 @@ func (s *site) startNATS(l layout) {
 		routes = append(routes, freeAddr(s.t))
 	}
 	for i := range l.nats {
-		cfg := natsConfig{name: fmt.Sprintf("n%d", i), store: l.store}
+		cfg := natsConfig{name: serverName(i), store: l.store}
 		if cfg.store == "" {
 			cfg.store = s.t.TempDir()
 		}

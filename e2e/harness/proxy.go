@@ -15,7 +15,7 @@ type Proxy struct {
 	ln     net.Listener
 	done   sync.WaitGroup
 
-	mu    sync.Mutex // guards the fields below
+	mu    sync.Mutex    // guards the fields below
 	up    chan struct{} // closed while bytes pass to the server
 	down  chan struct{} // and from it
 	cut   bool
