@@ -11,8 +11,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/gpulet/gpulet/shared/profile"
 )
 
 var (
@@ -220,25 +218,7 @@ func allowed(t *testing.T, p *place, trials []trial) (kept []trial, skipped []st
 		kept = append(kept, tr)
 	}
 	if p.layout.engine == "sim" {
-		p.layout.profiles = simulatedProfiles(t, p.layout.models)
+		p.layout.profiles = simulatedProfiles(t, p.layout.models, 2*time.Millisecond, 500*time.Microsecond)
 	}
 	return kept, skipped
-}
-
-// simulatedProfiles is a folder with profiles that the simulated engine answers by.
-func simulatedProfiles(t *testing.T, models []Model) string {
-	t.Helper()
-	dir := t.TempDir()
-	for _, m := range models {
-		p := &profile.Profile{Model: m.Name, GPUType: "h100"}
-		for _, share := range []int{20, 50, 100} {
-			for _, batch := range []int{1, 8} {
-				p.Points = append(p.Points, profile.Point{Share: share, Batch: batch, P50Ms: (2 + 0.5*float64(batch)) * 100 / float64(share)})
-			}
-		}
-		if err := profile.Save(dir, p); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
 }

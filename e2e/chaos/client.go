@@ -67,7 +67,7 @@ func newBusDoor(b *bus.Bus, ledger *Ledger, run string) (*busDoor, error) {
 }
 
 func (d *busDoor) Send(m Model, timeout time.Duration) {
-	seq := d.ledger.Open()
+	seq := d.ledger.Open(m.Name)
 	f := &flight{model: m, timeout: timeout, ends: time.Now().Add(timeout)}
 	d.mu.Lock()
 	d.flights[seq] = f
@@ -206,7 +206,7 @@ func newHTTPDoor(url string, ledger *Ledger) *httpDoor {
 }
 
 func (d *httpDoor) Send(m Model, timeout time.Duration) {
-	seq := d.ledger.Open()
+	seq := d.ledger.Open(m.Name)
 	d.done.Go(func() { d.call(seq, m, time.Now().Add(timeout)) })
 }
 

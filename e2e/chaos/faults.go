@@ -146,7 +146,7 @@ func slowConsumer(s *site) error {
 	before := s.nats[0].slowConsumers(s.t)
 	s.slow.StallDown()
 	defer s.slow.Heal()
-	for range 200 { // 13 MB of answers
+	for range 400 { // 26 MB of answers
 		s.doors[1].Send(s.models[len(s.models)-1], timeout)
 	}
 	harness.Eventually(s.t, "the server cuts the slow consumer off", func() error {

@@ -30,6 +30,7 @@ type Ledger struct {
 
 // Entry is one request.
 type Entry struct {
+	Model  string
 	Sent   time.Duration
 	Done   time.Duration // when it was settled; 0: it is not
 	Status wire.Status   // of the accepted answer, or why the client was refused; "": nobody said anything
@@ -51,10 +52,10 @@ func NewLedger() *Ledger { return &Ledger{start: time.Now()} }
 func (l *Ledger) Now() time.Duration { return time.Since(l.start) }
 
 // Open enters a request that is about to be sent and returns its number.
-func (l *Ledger) Open() uint64 {
+func (l *Ledger) Open(model string) uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.entries = append(l.entries, Entry{Sent: l.Now()})
+	l.entries = append(l.entries, Entry{Model: model, Sent: l.Now()})
 	return uint64(len(l.entries) - 1)
 }
 

@@ -43,11 +43,11 @@ func buildNATS(t testing.TB) {
 }
 
 // newNATS writes a server's configuration and starts it. It gives up on a client that
-// has 2 MB to take, so that a slow consumer is one within the time of a test.
+// has 8 MB to take, so that a slow consumer is one within the time of a test.
 func newNATS(t testing.TB, cfg natsConfig) *natsServer {
 	t.Helper()
 	n := &natsServer{conf: filepath.Join(t.TempDir(), "nats.conf"), addr: freeAddr(t), http: freeAddr(t)}
-	text := fmt.Sprintf("server_name: %s\nlisten: %q\nhttp: %q\nmax_payload: 8MB\nmax_pending: 2MB\njetstream { store_dir: %q, max_file_store: 4GB }\n",
+	text := fmt.Sprintf("server_name: %s\nlisten: %q\nhttp: %q\nmax_payload: 8MB\nmax_pending: 8MB\njetstream { store_dir: %q, max_file_store: 4GB }\n",
 		cfg.name, n.addr, n.http, cfg.store)
 	if cfg.cluster != "" {
 		text += fmt.Sprintf("cluster { name: chaos, listen: %q, routes: [%s] }\n", cfg.cluster, `"nats://`+strings.Join(cfg.routes, `", "nats://`)+`"`)

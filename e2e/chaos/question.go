@@ -1,10 +1,12 @@
 package chaos
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math"
 	"strconv"
+	"time"
 
 	"github.com/gpulet/gpulet/shared/tensor"
 	"github.com/gpulet/gpulet/shared/wire"
@@ -18,6 +20,8 @@ type Model struct {
 	Width   int    // elements of a sample
 	Class   string // interactive: queued in memory; offline: on disk
 	Timeout string // of a request
+	SLO     time.Duration
+	Weight  float64
 	// Answers: the engine computes. A simulated one does not, and its answers cannot be wrong.
 	Answers bool
 }
@@ -29,9 +33,10 @@ slo: %v
 timeout: %s
 max_batch: 8
 class: %s
+weight: %g
 inputs: [{name: x, dtype: FP32, shape: [%d]}]
 outputs: [{name: y, dtype: FP32, shape: [%d]}]
-`, m.Name, Disturbed, m.Timeout, m.Class, m.Width, m.Width)
+`, m.Name, cmp.Or(m.SLO, Disturbed), m.Timeout, m.Class, cmp.Or(m.Weight, 1), m.Width, m.Width)
 }
 
 // archive is the model's archive, for the reference engine.

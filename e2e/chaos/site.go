@@ -16,6 +16,7 @@ import (
 	"github.com/gpulet/gpulet/e2e/harness"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/shared/profile"
 )
 
 // timeout is that of every request: longer than any single fault lasts.
@@ -208,11 +209,13 @@ func (s *site) open(rate float64) {
 		s.doors = append(s.doors, d)
 	}
 	s.doors = append(s.doors, newHTTPDoor(s.HTTP, s.ledger))
-	s.load.Go(func() { s.send(rate, rand.New(rand.NewPCG(s.seed, 2))) })
+	rng := rand.New(rand.NewPCG(s.seed, 2))
+	s.load.Go(func() { poisson(s.ending, rate, rng, func() { s.sendAny(rng) }) })
 }
 
-// send keeps a Poisson schedule until the site closes, whatever becomes of the requests.
-func (s *site) send(rate float64, rng *rand.Rand) {
+// poisson calls send at the times of a Poisson process until ending is closed, however long earlier
+// calls took.
+func poisson(ending <-chan struct{}, rate float64, rng *rand.Rand, send func()) {
 	next := time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -220,17 +223,22 @@ func (s *site) send(rate float64, rng *rand.Rand) {
 		next = next.Add(time.Duration(rng.ExpFloat64() / rate * float64(time.Second)))
 		timer.Reset(time.Until(next))
 		select {
-		case <-s.ending:
+		case <-ending:
 			return
 		case <-timer.C:
 		}
-		m := s.models[rng.IntN(len(s.models))]
-		through := s.doors[2*rng.IntN(2)] // the bus or HTTP
-		if m.Width > 1<<10 {
-			through = s.doors[1]
-		}
-		through.Send(m, timeout)
+		send()
 	}
+}
+
+// sendAny sends a request to any model, through any door but where answers are large.
+func (s *site) sendAny(rng *rand.Rand) {
+	m := s.models[rng.IntN(len(s.models))]
+	through := s.doors[2*rng.IntN(2)] // the bus or HTTP
+	if m.Width > 1<<10 {
+		through = s.doors[1]
+	}
+	through.Send(m, timeout)
 }
 
 // close stops sending, waits until every request is settled, and ends the clients.
@@ -306,6 +314,26 @@ func alive(pid int) bool {
 	}
 	_, after, _ := strings.Cut(string(stat), ") ") // the program's name may hold anything else
 	return !strings.HasPrefix(after, "Z")
+}
+
+// simulatedProfiles is a folder with profiles that the simulated engine answers by: on the whole GPU
+// a batch takes base and each of its samples each, on a share of it longer in proportion.
+func simulatedProfiles(t testing.TB, models []Model, base, each time.Duration) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, m := range models {
+		p := &profile.Profile{Model: m.Name, GPUType: "h100"}
+		for _, share := range []int{20, 50, 100} {
+			for _, batch := range []int{1, 8} {
+				whole := base + time.Duration(batch)*each
+				p.Points = append(p.Points, profile.Point{Share: share, Batch: batch, P50Ms: 1e3 * whole.Seconds() * 100 / float64(share)})
+			}
+		}
+		if err := profile.Save(dir, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 // apply publishes and pins a plan in which every host serves every model, each gpu-let with share.
