@@ -39,7 +39,7 @@ type place struct {
 func places() []place {
 	simulated := []Model{{Name: "lenet", Factor: 1, Width: 4, Class: "interactive", Timeout: timeout.String()}}
 	return []place{
-		{"hosts", layout{engine: "ref", device: "cpu", models: models(), nats: 1}, 100, []trial{
+		{"hosts", layout{engine: "ref", device: "cpu", models: models(timeout), nats: 1}, 100, []trial{
 			{fault{"kill gpu-let", false, killGpulet}, 1, 100},
 			{fault{"stop gpu-let 5 s", false, stopGpulet}, 1, 15},
 			{fault{"kill agent", false, killAgent}, 1, 40},
@@ -58,14 +58,14 @@ func places() []place {
 			{fault{"clock off by 5 s", false, skewClock}, 1, 10},
 			{fault{"plan change", false, changePlans(10)}, 1, 10},
 		}},
-		{"embedded", layout{engine: "ref", device: "cpu", models: models()}, 0, []trial{
+		{"embedded", layout{engine: "ref", device: "cpu", models: models(timeout)}, 0, []trial{
 			{fault{"kill gpu-let", false, killGpulet}, 1, 100},
 			{fault{"kill planner", false, killPlanner}, 0, 50},
 			{fault{"kill frontend and NATS", true, killFrontend}, 1, 60},
 			{fault{"stop frontend and NATS 5 s", false, stop(frontend)}, 1, 10},
 			{fault{"plan change", false, changePlans(10)}, 0, 10},
 		}},
-		{"cluster", layout{engine: "ref", device: "cpu", models: models(), nats: 3}, 100, []trial{
+		{"cluster", layout{engine: "ref", device: "cpu", models: models(clusterTimeout), nats: 3}, 100, []trial{
 			{fault{"kill NATS leader", false, killLeader}, 1, 40},
 			{fault{"kill gpu-let", false, killGpulet}, 0, 30},
 			{fault{"plan change", false, changePlans(10)}, 0, 5},

@@ -18,6 +18,10 @@ import (
 // patience is how much longer than its timeout a client waits for a request.
 const patience = 3 * time.Second
 
+// atOnce is how many requests a client sends again at once: who comes back with everything it waits
+// for is a burden.
+const atOnce = 20
+
 // pause is how long a client waits before it sends again what was refused as unavailable.
 const pause = 200 * time.Millisecond
 
@@ -158,7 +162,7 @@ func (d *busDoor) due(now time.Time) map[uint64]*flight {
 		case now.After(f.ends.Add(patience)):
 			delete(d.flights, seq)
 			d.ledger.GivenUp(seq, f.last)
-		case !f.due.IsZero() && now.After(f.due) && now.Before(f.ends):
+		case len(due) < atOnce && !f.due.IsZero() && now.After(f.due) && now.Before(f.ends):
 			due[seq] = f
 		}
 	}

@@ -57,7 +57,7 @@ func stopGpulet(s *site) error {
 func (s *site) burst() {
 	const requests = 100
 	for i := range requests {
-		s.doors[0].Send(s.models[i%min(2, len(s.models))], timeout)
+		s.doors[0].Send(s.models[i%min(2, len(s.models))], s.timeout)
 	}
 }
 
@@ -146,8 +146,8 @@ func slowConsumer(s *site) error {
 	before := s.nats[0].slowConsumers(s.t)
 	s.slow.StallDown()
 	defer s.slow.Heal()
-	for range 400 { // 26 MB of answers
-		s.doors[1].Send(s.models[len(s.models)-1], timeout)
+	for range 150 { // 10 MB of answers
+		s.doors[1].Send(s.models[len(s.models)-1], s.timeout)
 	}
 	harness.Eventually(s.t, "the server cuts the slow consumer off", func() error {
 		if s.nats[0].slowConsumers(s.t) == before {
@@ -155,6 +155,7 @@ func slowConsumer(s *site) error {
 		}
 		return nil
 	})
+	s.t.Logf("cut off after %v", s.ledger.Now()-s.marks[0])
 	return nil
 }
 

@@ -33,21 +33,30 @@ type natsConfig struct {
 }
 
 // buildNATS builds the server into bin/.
-func buildNATS(t testing.TB) {
+func buildNATS(t testing.TB) { build(t, "nats-server", natsPackage) }
+
+// build builds a program into bin/. Where there is no Go, one that was brought along is used.
+func build(t testing.TB, program string, args ...string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", filepath.Join("bin", "nats-server"), natsPackage)
+	out := filepath.Join(harness.Root(t), "bin", program)
+	if _, err := exec.LookPath("go"); err != nil {
+		if _, err := os.Stat(out); err == nil {
+			return
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), "go", append([]string{"build", "-trimpath", "-o", out}, args...)...)
 	cmd.Dir = harness.Root(t)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", natsPackage, err, out)
+	if words, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", program, err, words)
 	}
 }
 
 // newNATS writes a server's configuration and starts it. It gives up on a client that
-// has 8 MB to take, so that a slow consumer is one within the time of a test.
+// has 4 MB to take, so that a slow consumer is one within the time of a test.
 func newNATS(t testing.TB, cfg natsConfig) *natsServer {
 	t.Helper()
 	n := &natsServer{conf: filepath.Join(t.TempDir(), "nats.conf"), addr: freeAddr(t), http: freeAddr(t)}
-	text := fmt.Sprintf("server_name: %s\nlisten: %q\nhttp: %q\nmax_payload: 8MB\nmax_pending: 8MB\njetstream { store_dir: %q, max_file_store: 4GB }\n",
+	text := fmt.Sprintf("server_name: %s\nlisten: %q\nhttp: %q\nmax_payload: 1MB\nmax_pending: 4MB\njetstream { store_dir: %q, max_file_store: 4GB }\n",
 		cfg.name, n.addr, n.http, cfg.store)
 	if cfg.cluster != "" {
 		text += fmt.Sprintf("cluster { name: chaos, listen: %q, routes: [%s] }\n", cfg.cluster, `"nats://`+strings.Join(cfg.routes, `", "nats://`)+`"`)

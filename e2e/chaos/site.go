@@ -19,11 +19,15 @@ import (
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
-// timeout is that of every request: longer than any single fault lasts.
-const timeout = 15 * time.Second
+// timeout is that of requests: longer than any single fault lasts. A cluster may take long to find
+// out that a server has gone, and to agree on another.
+const (
+	timeout        = 15 * time.Second
+	clusterTimeout = 40 * time.Second
+)
 
 // models of the real engines' sites: queued in memory, on disk, and with large answers.
-func models() []Model {
+func models(timeout time.Duration) []Model {
 	text := timeout.String()
 	return []Model{
 		{Name: "double", Factor: 2, Width: 4, Class: "interactive", Timeout: text, Answers: true},
@@ -43,21 +47,22 @@ type host struct {
 // site is a running system, its NATS and its clients.
 type site struct {
 	*harness.System
-	t      testing.TB
-	models []Model
-	hosts  []*host
-	nats   []*natsServer // none: NATS is in the frontend
-	ledger *Ledger
-	rng    *rand.Rand
-	seed   uint64
-	engine string
-	device string
-	watch  *bus.Bus
-	slow   *harness.Proxy // between the third client and NATS
-	made   int            // plans
-	skews  int            // clocks set off
-	marks  []time.Duration
-	layout layout
+	t       testing.TB
+	models  []Model
+	hosts   []*host
+	nats    []*natsServer // none: NATS is in the frontend
+	ledger  *Ledger
+	rng     *rand.Rand
+	seed    uint64
+	engine  string
+	device  string
+	watch   *bus.Bus
+	slow    *harness.Proxy // between the third client and NATS
+	made    int            // plans
+	timeout time.Duration  // of every request
+	skews   int            // clocks set off
+	marks   []time.Duration
+	layout  layout
 
 	doors  []door
 	ending chan struct{}
@@ -77,11 +82,14 @@ type layout struct {
 func newSite(t testing.TB, l layout, seed uint64) *site {
 	t.Helper()
 	s := &site{
-		t: t, models: l.models, ledger: NewLedger(), seed: seed, layout: l, engine: l.engine, device: l.device,
+		t: t, models: l.models, ledger: NewLedger(), seed: seed, layout: l, timeout: timeout, engine: l.engine, device: l.device,
 		rng: rand.New(rand.NewPCG(seed, 1)), ending: make(chan struct{}),
 	}
 	if l.nats > 0 {
 		s.startNATS(l)
+	}
+	if l.nats > 1 {
+		s.timeout = clusterTimeout
 	}
 	s.System = harness.Up(t, harness.Config{Models: s.repository(l), NATS: s.urls(), Profiles: l.profiles, PlannerArgs: s.replicas()})
 	for _, id := range []string{"a", "b"} {
@@ -238,7 +246,7 @@ func (s *site) sendAny(rng *rand.Rand) {
 	if m.Width > 1<<10 {
 		through = s.doors[1]
 	}
-	through.Send(m, timeout)
+	through.Send(m, s.timeout)
 }
 
 // close stops sending, waits until every request is settled, and ends the clients.
