@@ -33,8 +33,9 @@ type door interface {
 }
 
 // busDoor is a client on the bus that follows docs/protocol.md: it publishes again, under the same
-// message id, what was not acknowledged, and after a reconnect, under a new one, what was and had no
-// answer yet. It takes the first answer of each request.
+// message id, what was not acknowledged, and after a reconnect, under a new one, everything that has
+// no answer yet: an answer may have come while nobody was there to take it, and under the old id the
+// request would be taken for one that is dealt with. It takes the first answer of each request.
 type busDoor struct {
 	run    string
 	ledger *Ledger
@@ -53,7 +54,6 @@ type flight struct {
 	timeout time.Duration
 	ends    time.Time
 	attempt int
-	stored  bool
 	due     time.Time   // when it is to be published again; zero: not
 	last    wire.Status // what the client was last told
 }
@@ -110,7 +110,6 @@ func (d *busDoor) acknowledged(seq uint64, f *flight, err error) {
 	defer d.mu.Unlock()
 	switch {
 	case err == nil:
-		f.stored = true
 	case errors.Is(err, bus.ErrUnavailable):
 		f.last, f.due = wire.Unavailable, time.Now().Add(pause)
 	default:
@@ -123,16 +122,13 @@ func (d *busDoor) acknowledged(seq uint64, f *flight, err error) {
 	}
 }
 
-// reconnected sends again what was stored and not answered: an answer may have come while nobody
-// was there to take it.
+// reconnected sends again, as another attempt, whatever is not answered.
 func (d *busDoor) reconnected() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, f := range d.flights {
-		if f.stored {
-			f.stored, f.due = false, time.Now().Add(pause)
-			f.attempt++
-		}
+		f.due = time.Now().Add(pause)
+		f.attempt++
 	}
 }
 
