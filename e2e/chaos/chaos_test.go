@@ -219,6 +219,7 @@ func allowed(t *testing.T, p *place, trials []trial) (kept []trial, skipped []st
 	}
 	if p.layout.engine == "sim" {
 		p.layout.profiles = simulatedProfiles(t, p.layout.models, 2*time.Millisecond, 500*time.Microsecond)
+		p.layout.batch = 6 * time.Millisecond
 	}
 	return kept, skipped
 }

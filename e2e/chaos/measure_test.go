@@ -31,15 +31,15 @@ const (
 	simSLO  = 200 * time.Millisecond
 )
 
+// simModel is a model whose requests are of no use after its SLO.
 func simModel(name string) Model {
-	return Model{Name: name, Factor: 1, Width: 4, Class: "interactive", Timeout: "400ms", SLO: simSLO, Weight: 1}
+	return Model{Name: name, Factor: 1, Width: 4, Class: "interactive", Timeout: simSLO.String(), SLO: simSLO, Weight: 1}
 }
 
 // capacity is what gpu-lets of share percent carry together, in requests/s at full batches.
 func capacity(share, gpulets int) float64 {
-	const batch = 8
-	whole := simBase + batch*simEach
-	return float64(gpulets) * batch / (whole.Seconds() * 100 / float64(share))
+	whole := simBase + planBatch*simEach
+	return float64(gpulets) * planBatch / (whole.Seconds() * 100 / float64(share))
 }
 
 // newSimulated is a site of two simulated GPUs that serve all models on share percent each.
@@ -47,6 +47,7 @@ func newSimulated(t *testing.T, share int, models ...Model) *site {
 	t.Helper()
 	s := newSite(t, layout{
 		engine: "sim", device: "sim:h100x1", models: models, profiles: simulatedProfiles(t, models, simBase, simEach),
+		batch: simBase + planBatch*simEach,
 	}, *seed)
 	s.apply(share)
 	s.serving()

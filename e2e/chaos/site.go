@@ -76,6 +76,7 @@ type layout struct {
 	nats           int    // servers of their own; 0: inside the frontend
 	store          string // of the first server; empty: a folder of the test
 	profiles       string
+	batch          time.Duration // of a full batch on a whole GPU, where it is simulated
 }
 
 // newSite brings a system up: two hosts, each behind a network of its own.
@@ -324,6 +325,20 @@ func alive(pid int) bool {
 	return !strings.HasPrefix(after, "Z")
 }
 
+// planBatch is the batch of every model in the suite's plans.
+const planBatch = 8
+
+// batchTime is what a full batch takes on share percent: as simulated, or about that of the reference
+// engine.
+func (s *site) batchTime(share int) time.Duration {
+	if s.layout.batch == 0 {
+		return time.Millisecond
+	}
+	return s.layout.batch * 100 / time.Duration(share)
+}
+
+func ms(d time.Duration) float64 { return 1e3 * d.Seconds() }
+
 // simulatedProfiles is a folder with profiles that the simulated engine answers by: on the whole GPU
 // a batch takes base and each of its samples each, on a share of it longer in proportion.
 func simulatedProfiles(t testing.TB, models []Model, base, each time.Duration) string {
@@ -352,7 +367,10 @@ func (s *site) apply(share int) {
 	for _, h := range s.hosts {
 		g := plan.Gpulet{ID: fmt.Sprintf("%s-0-%d-%d", h.id, share, s.made), Host: h.id, Share: share}
 		for _, m := range s.models {
-			g.Models = append(g.Models, plan.Assignment{Model: m.Name, Batch: 8, RateRPS: 500, DutyMs: 5, ExecMs: 1})
+			g.Models = append(g.Models, plan.Assignment{
+				Model: m.Name, Batch: planBatch, ExecMs: ms(s.batchTime(share)), DutyMs: ms(s.batchTime(share)) * float64(len(s.models)),
+				RateRPS: planBatch / (s.batchTime(share).Seconds() * float64(len(s.models))),
+			})
 		}
 		p.Gpulets = append(p.Gpulets, g)
 	}
