@@ -153,11 +153,12 @@ type Account struct {
 	// was told so until it gave up.
 	Told    map[wire.Status]int `json:"told"`
 	Lost    int                 `json:"lost"`    // nobody said anything, until the client gave up
-	Twice   int                 `json:"twice"`   // accepted more than once, or answered in two ways
+	Twice   int                 `json:"twice"`   // accepted more than once
 	Wrong   int                 `json:"wrong"`   // answered with something else than the right outputs
 	Late    int                 `json:"late"`    // answered ok after more than Disturbed
 	Again   int                 `json:"again"`   // sent again by clients that had lost their connection
 	Dropped int                 `json:"dropped"` // second answers, which clients did not accept
+	Differs int                 `json:"differs"` // requests whose second answer said something else
 }
 
 // Errors is how many requests were told an error.
@@ -195,8 +196,11 @@ func (a *Account) add(e *Entry) {
 	default:
 		a.Told[e.Status]++
 	}
-	if e.Accepted > 1 || e.Differs && e.Status == wire.StatusOK {
+	if e.Accepted > 1 {
 		a.Twice++
+	}
+	if e.Differs {
+		a.Differs++
 	}
 	if e.Wrong {
 		a.Wrong++
@@ -220,6 +224,7 @@ func (a *Account) Merge(b Account) {
 	a.Late += b.Late
 	a.Again += b.Again
 	a.Dropped += b.Dropped
+	a.Differs += b.Differs
 	for status, n := range b.Told {
 		a.Told[status] += n
 	}
