@@ -10,6 +10,13 @@ TOOLS    := evaluate
 TOOL     := go tool -modfile=scripts/tools.mod
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME ?= 30s
+# make chaos: for how long faults are injected, and further flags (--seed 7 --rate 300 --faults 'kill|cut').
+CHAOSTIME ?= 50m
+CHAOS     ?=
+SOAKTIME  ?= 1h
+MEASURE_overload     = 20s
+MEASURE_repartitions = 200
+MEASURE_soak         = $(SOAKTIME) --json $(CURDIR)/build/soak.csv
 
 include deploy/engine.mk
 
@@ -40,16 +47,23 @@ gpu-kit: $(PROGRAMS:%=bin/%) $(TOOLS:%=bin/%) ## the programs for a GPU host wit
 	tar -C build/kit -czf build/gpu-kit.tar.gz .
 
 ##@ Check
-.PHONY: setup test e2e lint bench fuzz
+.PHONY: setup test e2e chaos overload repartitions soak lint bench fuzz
 setup: ## install what building and testing need (Debian, Ubuntu)
 	@scripts/setup.sh --for test
 
 test: setup build engine ## everything: race-enabled Go tests, the engine against LibTorch, end to end as processes
 	GPULET_REQUIRE_TORCH=1 go test -race -timeout 15m $$(go list ./... | grep -v /e2e)
-	GPULET_REQUIRE_TORCH=1 GPULET_REQUIRE_ZOO=1 go test -count=1 -timeout 15m ./e2e/...
+	GPULET_REQUIRE_TORCH=1 GPULET_REQUIRE_ZOO=1 go test -count=1 -p 1 -timeout 15m ./e2e/...
 
 e2e: build engine ## only the whole-system tests, of the four programs as processes
-	GPULET_REQUIRE_TORCH=1 GPULET_REQUIRE_ZOO=1 go test -count=1 -v -timeout 15m ./e2e/...
+	GPULET_REQUIRE_TORCH=1 GPULET_REQUIRE_ZOO=1 go test -count=1 -p 1 -v -timeout 15m ./e2e/...
+
+chaos: build engine ## more than 1,000 faults into a running system, and what became of every request (up to CHAOSTIME)
+	@mkdir -p build
+	go test -count=1 -timeout 4h -parallel 4 ./e2e/chaos -run TestChaos -v -args --full --for $(CHAOSTIME) --json $(CURDIR)/build/chaos.json $(CHAOS)
+
+overload repartitions soak: build engine ## measurements: goodput beyond capacity; plan changes under load; memory over SOAKTIME
+	go test -count=1 -timeout 4h ./e2e/chaos -run 'TestOverload|TestRepartitions|TestSoak' -v -args --$@ $(MEASURE_$@)
 
 lint: ## go vet, gofumpt, staticcheck, clang-format
 	go vet ./...

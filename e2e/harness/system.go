@@ -22,6 +22,8 @@ import (
 type Config struct {
 	// Models is the model repository.
 	Models string
+	// NATS is the URL of a server; empty: the frontend runs one.
+	NATS string
 	// Engine is torch, ref or sim; empty: no worker is started.
 	Engine string
 	// Device is the worker's; empty: cpu.
@@ -63,6 +65,9 @@ func Up(t testing.TB, cfg Config) *System {
 	s.Frontend = s.StartFrontend(t)
 	up := s.Frontend.WaitEvent(t, "frontend is up")
 	s.HTTP, s.NATS = "http://"+up.Text("http"), up.Text("nats")
+	if cfg.NATS != "" {
+		s.NATS = cfg.NATS
+	}
 	s.Planner = s.StartPlanner(t)
 	if cfg.Engine != "" {
 		s.Worker = s.StartWorker(t)
@@ -70,12 +75,21 @@ func Up(t testing.TB, cfg Config) *System {
 	return s
 }
 
-// StartFrontend starts a frontend with an embedded NATS.
+// Models is the system's model repository.
+func (s *System) Models() string { return s.cfg.Models }
+
+// Profiles is the folder of profiles that the system was given, "" for none.
+func (s *System) Profiles() string { return s.cfg.Profiles }
+
+// StartFrontend starts a frontend, with an embedded NATS unless the configuration names a server.
 func (s *System) StartFrontend(t testing.TB, args ...string) *Process {
-	return s.Start(t, "frontend", append([]string{
-		"serve", "--http-addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0",
-		"--nats-port", "-1", "--nats-monitor-port", "0", "--state-dir", s.StateDir, "--refresh", "100ms",
-	}, args...)...)
+	first := []string{"serve", "--http-addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0", "--state-dir", s.StateDir, "--refresh", "100ms"}
+	if s.cfg.NATS != "" {
+		first = append(first, "--nats-url", s.cfg.NATS)
+	} else {
+		first = append(first, "--nats-port", "-1", "--nats-monitor-port", "0")
+	}
+	return s.Start(t, "frontend", append(first, args...)...)
 }
 
 // StartPlanner starts the planner on the system's bus.
@@ -105,8 +119,14 @@ func (s *System) onBus(args ...string) []string {
 // Start starts a program as part of the system.
 func (s *System) Start(t testing.TB, program string, args ...string) *Process {
 	t.Helper()
+	return s.StartWith(t, nil, program, args...)
+}
+
+// StartWith is Start with more in the program's environment.
+func (s *System) StartWith(t testing.TB, more []string, program string, args ...string) *Process {
+	t.Helper()
 	env := append([]string{s.marker, "GPULET_LOG_FORMAT=json", "GPULET_ENGINE_LIB=" + filepath.Join(Root(t), "build", "lib")}, s.cfg.Env...)
-	return Start(t, program, env, args...)
+	return Start(t, program, append(env, more...), args...)
 }
 
 // Loadgen runs the load generator on the system's bus to its end.

@@ -25,6 +25,9 @@ type runConfig struct {
 	Models string `env:"MODELS" envDefault:"models" usage:"folder of the model repository"`
 	// Profiles holds shipped profiles; what agents measure comes over the bus.
 	Profiles string `env:"PROFILES" envDefault:"profiles" usage:"folder of shipped profiles, by GPU type"`
+	// Replicas is how many servers of a NATS cluster keep every queue and document. With 3 the loss of
+	// one loses nothing; 1 is right for a server that stands alone, and for speed.
+	Replicas int `env:"REPLICAS" envDefault:"1" usage:"servers of a NATS cluster that keep every queue and document: 1, 3 or 5"`
 	// MetricsAddr answers /metrics and /healthz.
 	MetricsAddr string `env:"METRICS_ADDR" envDefault:":8004" usage:"address of /metrics, /healthz and pprof"`
 	// Observe is how often lag and rates are read.
@@ -44,6 +47,8 @@ func (c *runConfig) Validate() error {
 	switch {
 	case c.Observe < 10*time.Millisecond || c.Observe > c.Steer.Epoch:
 		return fmt.Errorf("observe %v: must be between 10ms and the epoch, %v", c.Observe, c.Steer.Epoch)
+	case c.Replicas != 1 && c.Replicas != 3 && c.Replicas != 5:
+		return fmt.Errorf("replicas %d: must be 1, 3 or 5", c.Replicas)
 	case c.MinGap < 0:
 		return fmt.Errorf("min-gap %v: must not be negative", c.MinGap)
 	case c.Lease < 500*time.Millisecond || c.Lease > 10*time.Minute:
@@ -100,6 +105,7 @@ func run(cmd *cobra.Command, cfg *runConfig) error {
 		return err
 	}
 	defer b.Close()
+	b.Replicate(cfg.Replicas)
 	server.SetHealth(func() error {
 		if !b.Connected() {
 			return errors.New("not connected to NATS")

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -51,10 +52,12 @@ type Bus struct {
 	inbox  string // what this connection's inboxes start with
 	acks   *acks
 	closed chan struct{} // closed once the connection is
+	ahead  atomic.Int64  // nanoseconds that the server's clock is ahead of this host's; see CompareClocks
 
 	mu        sync.Mutex // guards the fields below
 	reconnect map[int]func()
 	nextHook  int
+	replicas  int // of what this connection makes; see Replicate
 }
 
 // Close closes the connection and fails what waits for an acknowledgement; nothing that was
@@ -82,6 +85,21 @@ func (b *Bus) Drain(ctx context.Context) error {
 
 // Connected reports whether the server can be reached right now.
 func (b *Bus) Connected() bool { return b.nc.IsConnected() }
+
+// Replicate makes this connection keep every stream and bucket that it ensures n times, on as many
+// servers of a cluster; 1 is the default. Call it before anything is ensured. Planner only.
+func (b *Bus) Replicate(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.replicas = n
+}
+
+// copies is how often a stream is to be kept that asks for n.
+func (b *Bus) copies(n int) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return max(n, b.replicas)
+}
 
 // OnReconnect registers a function to call after every re-established connection. It must not block.
 func (b *Bus) OnReconnect(f func()) { b.hook(f) }

@@ -13,6 +13,7 @@ import (
 
 // ensureStream creates a stream, or updates it where it differs.
 func (b *Bus) ensureStream(ctx context.Context, want jetstream.StreamConfig) error {
+	want.Replicas = b.copies(want.Replicas)
 	have, err := b.js.Stream(ctx, want.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		_, err = b.js.CreateStream(ctx, want)
@@ -129,6 +130,7 @@ func priorities(c jetstream.ConsumerConfig) string {
 }
 
 func (b *Bus) ensureBucket(ctx context.Context, want jetstream.KeyValueConfig) error {
+	want.Replicas = b.copies(want.Replicas)
 	// A bucket is a stream; comparing that tells whether anything differs.
 	stream, err := b.js.Stream(ctx, kvStream(want.Bucket))
 	if err == nil && sameBucket(stream.CachedInfo().Config, want) {
@@ -143,6 +145,7 @@ func (b *Bus) ensureBucket(ctx context.Context, want jetstream.KeyValueConfig) e
 
 func sameBucket(have jetstream.StreamConfig, want jetstream.KeyValueConfig) bool {
 	return have.MaxMsgsPerSubject == int64(want.History) && have.MaxAge == want.TTL && have.Storage == want.Storage &&
+		(want.Replicas == 0 || have.Replicas == want.Replicas) &&
 		have.MaxBytes == unlimited(want.MaxBytes) && reflect.DeepEqual(have.RePublish, want.RePublish)
 }
 

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/gpulet/gpulet/shared/wire"
 )
 
 // Msg is a fetched request. Exactly one of Ack, DoubleAck, Nak and Term ends it; without one it is
@@ -16,24 +18,33 @@ type Msg struct {
 	Data      []byte
 	Seq       uint64    // in the model's queue
 	Delivered int       // 1 for the first delivery
-	Stored    time.Time // when the server stored it
+	Stored    time.Time // when the server stored it, by this host's clock; see CompareClocks
 	Pending   uint64    // requests behind it in the queue
 
-	nc     *nats.Conn
-	reply  string // where acknowledgements go
-	header nats.Header
+	bus     *Bus
+	nc      *nats.Conn
+	stamped time.Time // Stored by the server's clock
+	reply   string    // where acknowledgements go
+	header  nats.Header
 }
 
-func newFetched(nc *nats.Conn, m *nats.Msg) (*Msg, error) {
+func newFetched(b *Bus, m *nats.Msg) (*Msg, error) {
 	meta, err := m.Metadata()
 	if err != nil {
 		return nil, fmt.Errorf("reply subject %q: %w", m.Reply, err)
 	}
 	return &Msg{
 		Subject: Subject(modelOf(meta.Stream)), Data: m.Data, Seq: meta.Sequence.Stream,
-		Delivered: int(meta.NumDelivered), Stored: meta.Timestamp, Pending: meta.NumPending,
-		nc: nc, reply: m.Reply, header: m.Header,
+		Delivered: int(meta.NumDelivered), Stored: b.local(meta.Timestamp), Pending: meta.NumPending,
+		bus: b, nc: b.nc, stamped: meta.Timestamp, reply: m.Reply, header: m.Header,
 	}, nil
+}
+
+// Deadline is when the request is given up, by this host's clock: what its headers say, else
+// fallback after it was stored. A header that cannot be read is an error for the client.
+func (m *Msg) Deadline(fallback time.Duration) (time.Time, error) {
+	at, err := wire.ResolveDeadline(m.Get, m.stamped, fallback)
+	return m.bus.local(at), err
 }
 
 // Get returns a header, "" where there is none.

@@ -239,7 +239,7 @@ func (p *Puller) receive(m *nats.Msg) {
 		p.receiveStatus(m, status)
 		return
 	}
-	msg, err := newFetched(p.bus.nc, m)
+	msg, err := newFetched(p.bus, m)
 	if err != nil {
 		p.bus.log.Error("delivery without metadata", "model", p.model, "error", err)
 		return

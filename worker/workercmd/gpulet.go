@@ -117,6 +117,7 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 	}
 	defer b.Close()
 	connected := time.Now()
+	defer followClock(ctx, b, log)()
 	reports := startReports(cmd.OutOrStdout(), log)
 	defer reports.stop()
 	// Whatever hangs, a process whose agent is gone must end.
@@ -141,6 +142,20 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 		return deviceFailed(err)
 	}
 	return err
+}
+
+// followClock compares this host's clock with the server's, and goes on doing so until it is stopped.
+func followClock(ctx context.Context, b *bus.Bus, log *slog.Logger) (stop func()) {
+	if err := b.CompareClocks(ctx); err != nil {
+		log.Warn("cannot compare this host's clock with the server's, taking it for right", "error", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var following sync.WaitGroup
+	following.Go(func() { b.FollowClock(ctx) })
+	return func() {
+		cancel()
+		following.Wait()
+	}
 }
 
 // deviceExit is how long a process may take to end after its device failed.

@@ -163,6 +163,10 @@ func (f *Fleet) read(ctx context.Context) (*State, error) {
 // Models returns the registered models, sorted by name; read only.
 func (f *Fleet) Models() []model.Model { return f.models.Load().list }
 
+// Listed reports whether the registered models have been read at all: until then nobody knows
+// which there are.
+func (f *Fleet) Listed() bool { return f.models.Load().byName != nil }
+
 // Model returns a registered model; read only.
 func (f *Fleet) Model(name string) (*model.Model, bool) {
 	m, ok := f.models.Load().byName[name]

@@ -47,9 +47,10 @@ func (s *Server) infer(w http.ResponseWriter, r *http.Request) {
 	}()
 
 	label := unknownModel
-	m, err := s.lookup(r)
-	if err != nil {
-		err = &admit.Refusal{Status: wire.UnknownModel, Detail: err.Error()}
+	var err error
+	m, refusal := s.lookup(r)
+	if refusal != nil {
+		err = refusal
 	} else {
 		label = m.Name
 		err = admit.InFlight(n, s.opts.MaxInFlight)

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/gpulet/gpulet/frontend/internal/admit"
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/tensor"
 	"github.com/gpulet/gpulet/shared/wire"
@@ -58,23 +59,27 @@ func (s *Server) index(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, entries)
 }
 
-// lookup finds the model, and the version where the path has one.
-func (s *Server) lookup(r *http.Request) (*model.Model, error) {
+// lookup finds the model, and the version where the path has one. Which models there are is not
+// known right after a start: that is no reason to call one unknown.
+func (s *Server) lookup(r *http.Request) (*model.Model, *admit.Refusal) {
 	name := r.PathValue("model")
 	m, ok := s.fleet.Model(name)
+	if !ok && !s.fleet.Listed() {
+		return nil, &admit.Refusal{Status: wire.Unavailable, Retry: time.Second, Detail: "the registered models have not been read yet"}
+	}
 	if !ok {
-		return nil, fmt.Errorf("unknown model %q", name)
+		return nil, admit.Refusef(wire.UnknownModel, "unknown model %q", name)
 	}
 	if v := r.PathValue("version"); v != "" && v != strconv.Itoa(m.Version) {
-		return nil, fmt.Errorf("model %s has no version %q: expected %d", name, v, m.Version)
+		return nil, admit.Refusef(wire.UnknownModel, "model %s has no version %q: expected %d", name, v, m.Version)
 	}
 	return m, nil
 }
 
 func (s *Server) modelReady(w http.ResponseWriter, r *http.Request) {
-	m, err := s.lookup(r)
-	if err != nil {
-		writeError(w, http.StatusNotFound, err.Error())
+	m, refusal := s.lookup(r)
+	if refusal != nil {
+		writeError(w, code(refusal), refusal.Detail)
 		return
 	}
 	if err := s.fleet.ModelReady(m.Name); err != nil {
@@ -91,9 +96,9 @@ type tensorMetadata struct {
 }
 
 func (s *Server) metadata(w http.ResponseWriter, r *http.Request) {
-	m, err := s.lookup(r)
-	if err != nil {
-		writeError(w, http.StatusNotFound, err.Error())
+	m, refusal := s.lookup(r)
+	if refusal != nil {
+		writeError(w, code(refusal), refusal.Detail)
 		return
 	}
 	writeJSON(w, struct {
@@ -159,9 +164,9 @@ type tensorConfig struct {
 
 // config answers the part of the model configuration extension that load generators ask for.
 func (s *Server) config(w http.ResponseWriter, r *http.Request) {
-	m, err := s.lookup(r)
-	if err != nil {
-		writeError(w, http.StatusNotFound, err.Error())
+	m, refusal := s.lookup(r)
+	if refusal != nil {
+		writeError(w, code(refusal), refusal.Detail)
 		return
 	}
 	writeJSON(w, struct {

@@ -27,6 +27,8 @@ import (
 type Fleet interface {
 	Models() []model.Model
 	Model(name string) (*model.Model, bool)
+	// Listed reports whether the registered models are known.
+	Listed() bool
 	Ready() error
 	ModelReady(name string) error
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/gpulet/gpulet/frontend/internal/fleet"
 	"github.com/gpulet/gpulet/frontend/internal/frontendtest"
 	"github.com/gpulet/gpulet/frontend/internal/v2"
 	"github.com/gpulet/gpulet/shared/bus"
@@ -789,5 +790,25 @@ func TestWithoutTheBus(t *testing.T) {
 	}
 	if got := d.do(t, "GET", "/v2/health/ready", nil); got.code != 503 || got.errorText() != "not connected to NATS" {
 		t.Errorf("ready without the bus: %d %s", got.code, got.body)
+	}
+}
+
+// TestNoModelIsUnknownBeforeTheyWereRead asks a frontend that has just started: it cannot know which
+// models there are, and a client that is told "unknown" does not come back.
+func TestNoModelIsUnknownBeforeTheyWereRead(t *testing.T) {
+	s := frontendtest.Start(t, frontendtest.Toy())
+	s.Fleet = fleet.New(s.Bus, time.Second, slog.New(slog.DiscardHandler)) // not running: nothing was read
+	d := open(t, s)
+	for _, ask := range []struct{ method, path string }{
+		{"GET", "/v2/models/toy"}, {"GET", "/v2/models/toy/ready"}, {"GET", "/v2/models/none/config"}, {"POST", "/v2/models/toy/infer"},
+	} {
+		got := d.do(t, ask.method, ask.path, nil)
+		if got.code != http.StatusServiceUnavailable || got.errorText() != "the registered models have not been read yet" {
+			t.Errorf("%s %s: %d %s", ask.method, ask.path, got.code, got.body)
+		}
+	}
+	got := d.do(t, "POST", "/v2/models/toy/infer", nil)
+	if got.header.Get(wire.HeaderStatus) != string(wire.Unavailable) || got.header.Get("Retry-After") == "" {
+		t.Errorf("headers %v: expected the status unavailable and when to try again", got.header)
 	}
 }

@@ -583,9 +583,36 @@ func TestQueueSizesFollowRateAndTimeout(t *testing.T) {
 		t.Errorf("queue %+v: expected an ack wait of four batches and room for two", q)
 	}
 	small := QueueFor(m, plan.Plan{}, 0, 1<<20)
-	if got := small.Grow(q).Grow(small); got != small.Grow(q) {
-		t.Errorf("a queue shrank: %+v", got)
+	want := small.Grow(q)
+	want.MaxMsgs = small.MaxMsgs
+	if got := small.Grow(q).Grow(small); got != want {
+		t.Errorf("%+v, expected %+v: only the number of requests may shrink", got, want)
 	}
+}
+
+// TestQueueHoldsWhatIsAnsweredInTime: whoever is let into the queue of a model that is served gets an
+// answer within the timeout, at the rate that the plan promises, however much is asked for.
+func TestQueueHoldsWhatIsAnsweredInTime(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		m := model.Model{Config: model.Config{Name: "m", Timeout: time.Duration(rapid.IntRange(1, 60_000).Draw(rt, "timeout ms")) * time.Millisecond}}
+		a := plan.Assignment{
+			Model: "m", RateRPS: 1, Batch: rapid.IntRange(1, 64).Draw(rt, "batch"),
+			DutyMs: float64(rapid.IntRange(1, 500).Draw(rt, "duty ms")),
+		}
+		p := plan.Plan{Gpulets: []plan.Gpulet{{Models: []plan.Assignment{a}}}}
+		asked := rapid.Float64Range(0, 1e6).Draw(rt, "asked for")
+		q := QueueFor(m, p, asked, 1<<20)
+		rate := float64(a.Batch) * 1000 / a.DutyMs
+		if wait := float64(q.MaxMsgs) / rate; wait > m.Timeout.Seconds() && q.MaxMsgs > max(leastMsgs, 2*int64(a.Batch)) {
+			rt.Errorf("%d requests at %.0f/s: %.3f s, longer than the timeout of %v", q.MaxMsgs, rate, wait, m.Timeout)
+		}
+		if q.MaxMsgs < max(leastMsgs, 2*int64(a.Batch)) {
+			rt.Errorf("%d requests: no room for two batches of %d", q.MaxMsgs, a.Batch)
+		}
+		if other := QueueFor(m, p, 0, 1<<20); other.MaxMsgs != q.MaxMsgs {
+			rt.Errorf("%d requests when %.0f/s are asked for, %d when none is: an overload must not make room for itself", q.MaxMsgs, asked, other.MaxMsgs)
+		}
+	})
 }
 
 // TestDecisionsOfRandomFleets: whatever is observed, a decision is the same twice, changes nothing it

@@ -16,18 +16,25 @@ type Queue struct {
 	MaxAckPending     int
 }
 
-// Bounds of queues. The least leaves room for a burst while a model is being loaded; the most keeps
-// one model from taking the server's memory.
+// Bounds of queues. The least leaves room for a burst while a model is being loaded, or for the chance
+// that many requests come at once; the most keeps one model from taking the server's memory.
 const (
-	leastMsgs       = 1 << 10
+	leastLoading    = 1 << 10
+	leastMsgs       = 32
 	mostMsgs        = 1 << 20
 	mostBytes       = 512 << 20
 	leastAckPending = 256
 )
 
-// QueueFor sizes the queue of a model that is served by p and gets rateRPS requests per second:
-// twice what can be answered within the timeout (more would only expire), in powers of two so that
-// limits seldom change. maxPayload is the largest message in bytes.
+// room is the part of what can be answered within the timeout that may wait. Whoever is let in then
+// gets an answer in time, and everybody else is told at once: a longer queue holds only requests that
+// expire, and those that are answered are the ones that have waited for nearly all of their time.
+const room = 0.7
+
+// QueueFor sizes the queue of a model that is served by p and gets rateRPS requests per second. What
+// may wait follows from what p can answer; of a model that nothing serves yet, twice what comes within
+// the timeout, in powers of two so that limits seldom change. maxPayload is the largest message in
+// bytes.
 func QueueFor(m model.Model, p plan.Plan, rateRPS float64, maxPayload int64) Queue {
 	batches, worst := 0, 0.0
 	for _, g := range p.Gpulets {
@@ -38,22 +45,24 @@ func QueueFor(m model.Model, p plan.Plan, rateRPS float64, maxPayload int64) Que
 			}
 		}
 	}
-	rate := max(rateRPS, Capacities(p)[m.Name])
 	q := Queue{
-		MaxMsgs:       powerOfTwo(2*rate*m.Timeout.Seconds(), leastMsgs, mostMsgs),
+		MaxMsgs:       powerOfTwo(2*rateRPS*m.Timeout.Seconds(), leastLoading, mostMsgs),
 		MaxAge:        m.MaxWait(),
 		AckWait:       max(time.Second, time.Duration(4*worst*float64(time.Millisecond)).Round(time.Second)),
 		MaxAckPending: int(powerOfTwo(2*float64(batches), leastAckPending, mostMsgs)),
+	}
+	if capacity := Capacities(p)[m.Name]; capacity > 0 {
+		q.MaxMsgs = min(mostMsgs, max(leastMsgs, int64(2*batches), int64(room*capacity*m.Timeout.Seconds())))
 	}
 	q.MaxBytes = min(mostBytes, max(q.MaxMsgs*requestBytes(m), 4*maxPayload))
 	return q
 }
 
-// Grow returns the larger of both in every limit: queues grow at once and shrink never, since
-// shrinking one drops requests.
+// Grow returns r with limits that are no smaller than q's, but for the number of requests: a queue
+// that holds more than it may takes no further ones and drops none.
 func (q Queue) Grow(r Queue) Queue {
 	return Queue{
-		MaxMsgs: max(q.MaxMsgs, r.MaxMsgs), MaxBytes: max(q.MaxBytes, r.MaxBytes),
+		MaxMsgs: r.MaxMsgs, MaxBytes: max(q.MaxBytes, r.MaxBytes),
 		MaxAge: max(q.MaxAge, r.MaxAge), AckWait: max(q.AckWait, r.AckWait),
 		MaxAckPending: max(q.MaxAckPending, r.MaxAckPending),
 	}

@@ -259,7 +259,7 @@ func (l *loop) admit(m *bound, msg *bus.Msg, now time.Time) {
 		m.counts.Redelivered++
 	}
 	var err error
-	if req.deadline, err = wire.ResolveDeadline(msg.Get, msg.Stored, m.timeout()); err != nil {
+	if req.deadline, err = msg.Deadline(m.timeout()); err != nil {
 		l.reject(req, err)
 		return
 	}
