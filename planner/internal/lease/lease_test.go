@@ -190,11 +190,11 @@ type actor struct {
 	paused time.Time // until then
 
 	// Of the loop over the lease.
-	asked, read time.Time
-	view        View
-	writing     *plan.Lease
-	next        time.Time // look
-	phase       int
+	asked   time.Time
+	view    View
+	writing *plan.Lease
+	next    time.Time // look
+	phase   int
 
 	// Of the loop over the plan.
 	prepared *document

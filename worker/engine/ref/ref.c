@@ -391,11 +391,11 @@ static int parse_statement(parser* p, gle_model* m) {
   if (strcmp(word, "batch") == 0) return parse_samples(p, &m->fixed_batch);
   if (strcmp(word, "memory") == 0) return parse_samples(p, &m->most);
   if (strcmp(word, "eager") == 0) return parse_samples(p, &m->uncapturable);
-  return BAD(
-      p,
-      "\"%.40s\": expected input, affine, rowsum, copy, limit, fault, crash, brittle, batch, memory "
-      "or eager",
-      word);
+  return BAD(p,
+             "\"%.40s\": expected input, affine, rowsum, copy, limit, fault, crash, brittle, "
+             "batch, memory "
+             "or eager",
+             word);
 }
 
 static int parse_file(parser* p, FILE* f, gle_model* m) {
