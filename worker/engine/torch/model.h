@@ -62,8 +62,8 @@ struct gle_model {
   const Batch* captured(const Choice& choice) const;
   void keep(const Choice& choice, Batch batch);
 
-  // Serialises run, run_staged, info and the capturing of prepare, and guards all that has no lock of
-  // its own; stage does not take it.
+  // Serialises run, run_staged, info and the capturing of prepare, and guards all that has no lock
+  // of its own; stage does not take it.
   std::mutex mu_;
   at::Device device_;
   bool pad_always_;
@@ -76,7 +76,7 @@ struct gle_model {
   gle::Gatherer gatherer_;
   std::shared_ptr<gle::Staging> staging_;
   std::map<std::string, std::shared_ptr<gle::Graph>> graphs_;  // of the model, by its inputs
-  mutable std::mutex prepared_mu_;  // guards prepared_; its graphs are used under mu_ only
+  mutable std::mutex prepared_mu_;           // guards prepared_; its graphs are used under mu_ only
   std::map<std::string, Batches> prepared_;  // by kind
   int64_t device_bytes_ = 0;
 };
