@@ -327,6 +327,34 @@ func TestPlanOfSomebodyElseGetsItsRoom(t *testing.T) {
 	}
 }
 
+// crampedServer has no room for large queues.
+type crampedServer struct{ Bus }
+
+func (c crampedServer) EnsureQueue(ctx context.Context, want bus.Queue) error {
+	if want.MaxMsgs >= 1e4 {
+		return fmt.Errorf("%w: insufficient memory resources available", bus.ErrOverloaded)
+	}
+	return c.Bus.EnsureQueue(ctx, want)
+}
+
+// TestAQueueThatCannotGrowIsAProblemAndNoMore: planning goes on with the queue as it is.
+func TestAQueueThatCannotGrowIsAProblemAndNoMore(t *testing.T) {
+	w := newWorld(t)
+	w.model("resnet50", 108*time.Millisecond)
+	w.host0()
+	w.run(crampedServer{w.admin})
+	next := w.plan("with resnet50", serves("resnet50"))
+	next.Revision, next.Pinned = next.Revision+1, true
+	next.Gpulets[0].Models[0].RateRPS = 1e5
+	w.put(next)
+	w.problem("model resnet50", "the queue stays at", "insufficient memory")
+	w.model("vgg16", 142*time.Millisecond)
+	w.registered(2)
+	next.Revision, next.Pinned = next.Revision+1, false
+	w.put(next)
+	w.plan("with both", serves("resnet50", "vgg16"))
+}
+
 // put publishes over whatever plan there is.
 func (w *world) put(p plan.Plan) {
 	w.t.Helper()

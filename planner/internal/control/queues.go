@@ -41,6 +41,12 @@ func (p *Planner) ensureQueue(ctx context.Context, m model.Model, next plan.Plan
 		q.File = !q.File
 		err = p.bus.EnsureQueue(ctx, q)
 	}
+	if errors.Is(err, bus.ErrOverloaded) && ok {
+		// The server has no room for a larger one. Plans are made all the same; it is tried again.
+		p.fixed[m.Name] = fmt.Errorf("model %s: the queue stays at %d messages and %d bytes, wanted %d and %d: %w",
+			m.Name, has.MaxMsgs, has.MaxBytes, want.MaxMsgs, want.MaxBytes, err)
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("queue of %s: %w", m.Name, err)
 	}
