@@ -25,6 +25,7 @@ type planConfig struct {
 	Rates     string `env:"RATES" usage:"rates, model=req/s,..."`
 	RatesFile string `env:"RATES_FILE" usage:"file of model,rate lines"`
 	Algorithm string `env:"ALGORITHM" envDefault:"gpulet" usage:"packing algorithm"`
+	Headroom  bool   `env:"HEADROOM" usage:"give what is left of the GPUs in use to their gpu-lets, as wider shares and larger batches: room for bursts (gpulet)"`
 	Original  bool   `env:"ORIGINAL" envDefault:"false" usage:"elastic only: as the published prototype, with its two gpu-lets a GPU and its unsound plans"`
 	Current   string `env:"CURRENT" usage:"plan document that runs now, to stay close to"`
 	Format    string `env:"FORMAT" envDefault:"table" usage:"table, json or modellist"`
@@ -124,7 +125,7 @@ func runPlan(cmd *cobra.Command, cfg *planConfig) error {
 	if err != nil {
 		return err
 	}
-	res := algorithm(in, pack.Options{Steps: cfg.Problem.Steps, Original: cfg.Original, Explain: cfg.Explain})
+	res := algorithm(in, pack.Options{Steps: cfg.Problem.Steps, Original: cfg.Original, Explain: cfg.Explain, Headroom: cfg.Headroom})
 	if !check.Complete(res.Plan) && cfg.Algorithm != "gpulet" {
 		res.Plan.DesiredGPUs = desiredWithGpulet(in)
 	}

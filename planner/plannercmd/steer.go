@@ -16,6 +16,9 @@ type steerConfig struct {
 	Epoch time.Duration `env:"EPOCH" envDefault:"10s" usage:"time between planning decisions"`
 	// Algorithm packs models onto GPUs.
 	Algorithm string `env:"ALGORITHM" envDefault:"gpulet" usage:"packing algorithm"`
+	// Headroom gives what a plan leaves of its GPUs to their gpu-lets. Bursts find room then; but when
+	// rates change, gpu-lets have to be narrowed that would else have stayed.
+	Headroom bool `env:"HEADROOM" usage:"give what is left of the GPUs in use to their gpu-lets, as wider shares and larger batches: room for bursts (gpulet)"`
 	// Interference plans for the slowdown by neighbours on a GPU.
 	Interference bool `env:"INTERFERENCE" envDefault:"true" usage:"plan for the slowdown by neighbours on a GPU"`
 	// Buffer multiplies every predicted latency: a reserve for what a profile does not see.
@@ -86,7 +89,7 @@ func (w wayConfig) reserve(c epoch.Config) epoch.Config {
 func (c steerConfig) decide() epoch.Config {
 	algorithm, _ := pack.ByName(c.Algorithm)
 	return epoch.Config{
-		Algorithm: algorithm, AlgorithmName: c.Algorithm,
+		Algorithm: algorithm, AlgorithmName: c.Algorithm, Options: pack.Options{Headroom: c.Headroom},
 		Buffer: c.Buffer, Demand: c.demand(),
 		WarmRPS: c.WarmRPS, IdleAfter: c.IdleAfter, Hold: c.Hold, MoveSeconds: c.MoveSeconds,
 	}

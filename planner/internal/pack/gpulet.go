@@ -29,6 +29,9 @@ func Gpulet(in problem.Input, opt Options) Result {
 	}
 	s.trim()
 	s.spread()
+	if opt.Headroom {
+		s.headroom()
+	}
 	res := s.result("gpulet", opt)
 	if !s.complete() {
 		res.Plan.DesiredGPUs = g.desired(s)

@@ -30,6 +30,8 @@ type Options struct {
 	Original bool
 	// Explain asks for Result.Explain and Result.Bound.
 	Explain bool
+	// Headroom gives what is left of the GPUs in use to their gpu-lets, for bursts (gpulet).
+	Headroom bool
 }
 
 // Result is a plan and why it is so.

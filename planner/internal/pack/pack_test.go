@@ -157,7 +157,7 @@ func TestPropertyNoPlanIsUnsoundAndPlansRepeat(t *testing.T) {
 		in := randomInput(t, set, predict)
 		for _, name := range Names() {
 			algorithm, _ := ByName(name)
-			opt := Options{Steps: rapid.SampledFrom([]int{-1, 20, 100}).Draw(t, "steps")}
+			opt := Options{Steps: rapid.SampledFrom([]int{-1, 20, 100}).Draw(t, "steps"), Headroom: rapid.Bool().Draw(t, "headroom")}
 			res := algorithm(in, opt)
 			for _, v := range check.Plan(in, res.Plan) {
 				t.Errorf("%s: %v", name, v)

@@ -16,7 +16,8 @@ type part struct {
 type slot struct {
 	m     int
 	rate  float64 // samples/s it has to carry
-	batch int
+	least int     // samples that batch has at least, whatever the rate asks for
+	batch int     // settled
 	ms    float64 // inflated time of a full batch, valid once settled
 }
 
@@ -28,7 +29,7 @@ const slack = 1e-9
 // rates within every SLO and the memory, interference included; false when there are none.
 //
 // With D the sum of a part's inflated batch times, every slot needs b >= rate x D and
-// D + its own time <= SLO. Growing a batch never shortens D, so raising each batch from 1 to what
+// D + its own time <= SLO. Growing a batch never shortens D, so raising each batch from its least to what
 // the current D asks for ends at the least solution if there is one: any solution bounds the
 // iteration from above (Knaster-Tarski). Smallest batches have the smallest D, so if they break an
 // SLO, so does every other choice.
@@ -44,7 +45,7 @@ func (e *env) settleUnder(c int, parts []part, outside float64, busy bool) bool 
 			return false
 		}
 		for k := range parts[i].slots {
-			parts[i].slots[k].batch = 1
+			parts[i].slots[k].batch = max(1, parts[i].slots[k].least)
 		}
 	}
 	var buf [16]float64

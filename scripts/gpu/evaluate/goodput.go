@@ -398,13 +398,13 @@ func (x *attempt) plan(ctx context.Context, total float64) (plan.Plan, error) {
 		return sideBySide(x.set, x.site.device.GPUType, x.slos, rates, x.arm.apart)
 	}
 	if total <= x.promised {
-		if p, complete, err := x.site.planFor(ctx, x.arm.algorithm, x.slos, rates, x.samples); complete || err != nil {
+		if p, complete, err := x.site.planFor(ctx, x.arm, x.slos, rates, x.samples); complete || err != nil {
 			return p, err
 		}
 	}
 	// Algorithms need not carry less whenever they carry more: the most that is found near it.
 	for part := 1.0; part > 0.3; part -= 0.05 {
-		p, complete, err := x.site.planFor(ctx, x.arm.algorithm, x.slos, scaled(x.parts, part*min(total, x.most)), nil)
+		p, complete, err := x.site.planFor(ctx, x.arm, x.slos, scaled(x.parts, part*min(total, x.most)), nil)
 		if complete || err != nil {
 			return p, err
 		}

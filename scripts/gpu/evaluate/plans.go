@@ -21,12 +21,13 @@ type arm struct {
 	// each in a process of its own (apart) or all in one.
 	algorithm string
 	apart     bool
+	planner   []string // flags of planner plan
 	worker    []string // flags of worker run
 }
 
 // arms in the order of their importance: of those that another worker serves, last.
 var arms = []arm{
-	{name: "gpulet", algorithm: "gpulet"},
+	{name: "gpulet", algorithm: "gpulet", planner: []string{"--headroom"}},
 	{name: "sbp", algorithm: "sbp"},
 	{name: "elastic", algorithm: "elastic"},
 	{name: "even", algorithm: "even"},
@@ -104,8 +105,8 @@ func (s *site) offline(command string, slos map[string]time.Duration, args ...st
 
 // planFor asks the planner's tool for a plan of one GPU that carries rates, in samples/s. complete says
 // whether it carries all of it.
-func (s *site) planFor(ctx context.Context, algorithm string, slos map[string]time.Duration, rates map[string]float64, poisson map[string]int) (p plan.Plan, complete bool, err error) {
-	args := []string{"--algorithm", algorithm, "--rates", pairs(rates, "%.3f")}
+func (s *site) planFor(ctx context.Context, a arm, slos map[string]time.Duration, rates map[string]float64, poisson map[string]int) (p plan.Plan, complete bool, err error) {
+	args := append([]string{"--algorithm", a.algorithm, "--rates", pairs(rates, "%.3f")}, a.planner...)
 	if poisson != nil {
 		args = append(args, "--poisson", pairs(poisson, "%d"))
 	}
