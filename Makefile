@@ -58,9 +58,9 @@ test: setup build engine ## everything: race-enabled Go tests, the engine agains
 e2e: build engine ## only the whole-system tests, of the four programs as processes
 	GPULET_REQUIRE_TORCH=1 GPULET_REQUIRE_ZOO=1 go test -count=1 -p 1 -v -timeout 15m ./e2e/...
 
-chaos: build engine ## more than 1,000 faults into a running system, and what became of every request (up to CHAOSTIME)
+chaos: build engine ## more than 1,000 faults into a running system, and what became of every request (up to CHAOSTIME a site)
 	@mkdir -p build
-	go test -count=1 -timeout 4h -parallel 4 ./e2e/chaos -run TestChaos -v -args --full --for $(CHAOSTIME) --json $(CURDIR)/build/chaos.json $(CHAOS)
+	go test -count=1 -timeout 4h ./e2e/chaos -run TestChaos -v -args --full --for $(CHAOSTIME) --json $(CURDIR)/build/chaos.json $(CHAOS)
 
 overload repartitions soak: build engine ## measurements: goodput beyond capacity; plan changes under load; memory over SOAKTIME
 	go test -count=1 -timeout 4h ./e2e/chaos -run 'TestOverload|TestRepartitions|TestSoak' -v -args --$@ $(MEASURE_$@)
