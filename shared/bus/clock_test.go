@@ -51,7 +51,7 @@ func TestDeadlinesAreByThisHostsClock(t *testing.T) {
 	b := &Bus{}
 	b.ahead.Store(int64(-5 * time.Second))
 	stamped := time.Unix(1e9, 0)
-	m := &Msg{Stored: b.local(stamped), stamped: stamped, bus: b}
+	m := &Msg{Stored: b.local(stamped), Stamped: stamped, bus: b}
 	for _, c := range []struct {
 		key, value string
 		want       time.Time

@@ -19,13 +19,13 @@ type Msg struct {
 	Seq       uint64    // in the model's queue
 	Delivered int       // 1 for the first delivery
 	Stored    time.Time // when the server stored it, by this host's clock; see CompareClocks
+	Stamped   time.Time // the same by the server's clock: with Seq, it names the request on every host
 	Pending   uint64    // requests behind it in the queue
 
-	bus     *Bus
-	nc      *nats.Conn
-	stamped time.Time // Stored by the server's clock
-	reply   string    // where acknowledgements go
-	header  nats.Header
+	bus    *Bus
+	nc     *nats.Conn
+	reply  string // where acknowledgements go
+	header nats.Header
 }
 
 func newFetched(b *Bus, m *nats.Msg) (*Msg, error) {
@@ -35,15 +35,15 @@ func newFetched(b *Bus, m *nats.Msg) (*Msg, error) {
 	}
 	return &Msg{
 		Subject: Subject(modelOf(meta.Stream)), Data: m.Data, Seq: meta.Sequence.Stream,
-		Delivered: int(meta.NumDelivered), Stored: b.local(meta.Timestamp), Pending: meta.NumPending,
-		bus: b, nc: b.nc, stamped: meta.Timestamp, reply: m.Reply, header: m.Header,
+		Delivered: int(meta.NumDelivered), Stored: b.local(meta.Timestamp), Stamped: meta.Timestamp,
+		Pending: meta.NumPending, bus: b, nc: b.nc, reply: m.Reply, header: m.Header,
 	}, nil
 }
 
 // Deadline is when the request is given up, by this host's clock: what its headers say, else
 // fallback after it was stored. A header that cannot be read is an error for the client.
 func (m *Msg) Deadline(fallback time.Duration) (time.Time, error) {
-	at, err := wire.ResolveDeadline(m.Get, m.stamped, fallback)
+	at, err := wire.ResolveDeadline(m.Get, m.Stamped, fallback)
 	return m.bus.local(at), err
 }
 

@@ -145,7 +145,7 @@ func (b *Bus) AwaitResult(ctx context.Context, model, requestID string) (Reply, 
 // request buried twice within two minutes is kept once.
 func (b *Bus) DeadLetter(ctx context.Context, model string, msg *Msg, reason string, extra map[string]string) error {
 	return b.bury(ctx, letter{
-		model: model, subject: msg.Subject, seq: msg.Seq, delivered: msg.Delivered, stored: msg.stamped,
+		model: model, subject: msg.Subject, seq: msg.Seq, delivered: msg.Delivered, stored: msg.Stamped,
 		header: msg.header, body: msg.Data, reason: reason, extra: extra,
 	})
 }

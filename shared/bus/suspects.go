@@ -18,8 +18,8 @@ func (b *Bus) PutSuspect(ctx context.Context, s plan.Suspect) error {
 	return err
 }
 
-// Suspect reads what is held against the request that a model's queue stored as seq at that time;
-// ErrNotFound when there is nothing. Worker only.
+// Suspect reads what is held against the request that a model's queue stored as seq at that time, by
+// its server's clock (Msg.Stamped); ErrNotFound when there is nothing. Worker only.
 func (b *Bus) Suspect(ctx context.Context, model string, seq uint64, stored time.Time) (plan.Suspect, error) {
 	if err := CheckModel(model); err != nil {
 		return plan.Suspect{}, err

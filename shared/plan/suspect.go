@@ -7,7 +7,7 @@ import "time"
 type Suspect struct {
 	Model  string    `json:"model"`
 	Seq    uint64    `json:"seq"`    // in the model's queue
-	Stored time.Time `json:"stored"` // when the queue stored it: sequences start again with a queue
+	Stored time.Time `json:"stored"` // when the queue stored it, by its server's clock: sequences start again with a queue
 	// Deaths is how many processes died over it.
 	Deaths int `json:"deaths"`
 	// Alone says of the last death that nothing else was being worked on, in that process or, when

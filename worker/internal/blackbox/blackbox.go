@@ -29,7 +29,7 @@ const (
 // Request names a request of a model's queue.
 type Request struct {
 	Seq    uint64
-	Stored time.Time // when the queue stored it
+	Stored time.Time // when the queue stored it, by its server's clock
 }
 
 // Work is what one thread is doing: it works on requests of a model, or, without requests, loads it.

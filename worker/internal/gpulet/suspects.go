@@ -61,7 +61,7 @@ func (j *judge) do(f func() finding) {
 // ask finds out what is held against a request of model.
 func (j *judge) ask(model string, req *request) {
 	j.do(func() finding {
-		s, err := j.bus.Suspect(j.ctx, model, req.msg.Seq, req.msg.Stored)
+		s, err := j.bus.Suspect(j.ctx, model, req.msg.Seq, req.msg.Stamped)
 		switch {
 		case errors.Is(err, bus.ErrNotFound):
 			return finding{req: req}

@@ -35,7 +35,7 @@ func (r *rig) suspects(mdl string, value float32, timeout time.Duration, s plan.
 	}
 	for range ids {
 		msg := (<-events).Msg
-		s.Model, s.Seq, s.Stored = mdl, msg.Seq, msg.Stored
+		s.Model, s.Seq, s.Stored = mdl, msg.Seq, msg.Stamped
 		if s.Deaths > 0 {
 			if err := worker.PutSuspect(r.t.Context(), s); err != nil {
 				r.t.Fatal(err)

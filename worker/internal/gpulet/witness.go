@@ -17,7 +17,7 @@ func newWitness(r *blackbox.Recorder) *witness { return &witness{slot: r.Slot()}
 func (w *witness) begin(model string, requests ...*request) {
 	w.work = w.work[:0]
 	for _, req := range requests {
-		w.work = append(w.work, blackbox.Request{Seq: req.msg.Seq, Stored: req.msg.Stored})
+		w.work = append(w.work, blackbox.Request{Seq: req.msg.Seq, Stored: req.msg.Stamped})
 	}
 	w.slot.Begin(blackbox.Work{Model: model, Requests: w.work})
 }
