@@ -64,6 +64,7 @@ func (l *loop) deaf(m *bound) {
 
 // cancel gives up a request: at once where it has not been launched, with the batch where it runs,
 // when it is fetched where it is not here. Then it does not run, or is not answered with its outputs.
+// A suspect that waits for its trial is spared it, and kills nobody any more.
 func (l *loop) cancel(c bus.Cancellation, now time.Time) {
 	m := l.models[c.Model]
 	if m == nil {
@@ -75,7 +76,7 @@ func (l *loop) cancel(c bus.Cancellation, now time.Time) {
 		if req.model != m || req.id() != c.RequestID {
 			continue
 		}
-		if l.batcher.Remove(m.name(), req) {
+		if l.batcher.Remove(m.name(), req) || l.acquit(req) {
 			l.giveUp(req)
 		} else {
 			req.unwanted = true

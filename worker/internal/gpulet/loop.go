@@ -278,8 +278,13 @@ func (l *loop) admit(m *bound, msg *bus.Msg, now time.Time) {
 	l.accept(req, now)
 }
 
-// accept decodes a request and puts it where the next batches are made of.
+// accept decodes a request and puts it where the next batches are made of. What was cancelled while it
+// was asked about is not even decoded: that may be what kills.
 func (l *loop) accept(req *request, now time.Time) {
+	if req.unwanted {
+		l.giveUp(req)
+		return
+	}
 	if kind, ok := wire.ImageType(req.msg.Get(wire.HeaderType)); ok {
 		if err := l.decodeImage(req, kind); err != nil {
 			l.reject(req, err)

@@ -23,7 +23,7 @@ type request struct {
 	samples  int
 	deadline time.Time
 	fetched  time.Time
-	unwanted bool // cancelled after it was launched, or while its image is decoded
+	unwanted bool // cancelled after it was launched, while its image is decoded, or while it is judged
 }
 
 // decode reads the request's body and checks it against the model. The error is for the client.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -100,7 +101,7 @@ func (l *loop) question(req *request) {
 func (l *loop) found(f finding) {
 	req := f.req
 	switch {
-	case f.suspect:
+	case f.suspect && !req.unwanted:
 		l.suspects = append(l.suspects, req)
 		l.log.Warn("a request came again that a process died over", "model", req.model.name(), "request_id", req.id())
 		return
@@ -115,6 +116,17 @@ func (l *loop) found(f finding) {
 		l.accept(req, time.Now())
 	}
 	req.model.judging--
+}
+
+// acquit takes a request from those that wait for their trial, and reports whether it was among them.
+func (l *loop) acquit(req *request) bool {
+	i := slices.Index(l.suspects, req)
+	if i < 0 {
+		return false
+	}
+	l.suspects = slices.Delete(l.suspects, i, i+1)
+	req.model.judging--
+	return true
 }
 
 // suspicious reports whether a request that may kill is here: then nothing else is fetched.
@@ -145,16 +157,12 @@ func (l *loop) try(now time.Time) {
 }
 
 func (l *loop) expireSuspects(now time.Time) {
-	var waiting []*request
-	for _, req := range l.suspects {
+	for _, req := range slices.Clone(l.suspects) {
 		if now.Add(req.model.estimate.exec(1)).After(req.deadline) {
-			req.model.judging--
+			l.acquit(req)
 			l.expire(req, now)
-			continue
 		}
-		waiting = append(waiting, req)
 	}
-	l.suspects = waiting
 }
 
 // suspectTime is when try has something to do by itself: the first deadline of those that wait.

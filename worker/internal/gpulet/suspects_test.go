@@ -144,6 +144,30 @@ func TestASuspectThatBecomesTooLateIsTold(t *testing.T) {
 	r.ok("endless")
 }
 
+// A suspect that nobody wants any more is told so at once, does not run, and holds up nothing.
+func TestASuspectThatIsCancelledIsNotTried(t *testing.T) {
+	r := newRig(t, rigOptions{models: []string{"a", "b"}, none: true, timeout: time.Minute})
+	r.suspects("b", 1, 0, plan.Suspect{Deaths: 1}, "suspect")
+	r.send("a", "endless", stalls)
+	r.unstored.Wait()
+	waiting, open := r.engine.stall.shut()
+	defer open()
+	r.start("a")
+	r.await(waiting)
+	r.gpulets[0].assign(2, "a", "b")
+	r.waitLag("b", func(l bus.Lag) bool { return l.AckPending == 1 })
+	r.cancel("b", "suspect")
+	if rep := r.wait("suspect")[0]; rep.Status != wire.Cancelled {
+		t.Errorf("%s: expected cancelled", rep.Status)
+	}
+	open()
+	r.send("b", "after", 1)
+	r.ok("endless", "after")
+	if n := r.gpulets[0].waitFor("b to have run", func(p plan.GpuletReport) bool { return len(p.Models) == 2 && p.Models[1].Samples > 0 }).Models[1].Samples; n != 1 {
+		t.Errorf("%d samples of b ran: expected 1, without the suspect", n)
+	}
+}
+
 func TestABatchThatFailsIsHalvedUntilTheCulpritIsAlone(t *testing.T) {
 	r := newRig(t, rigOptions{models: []string{"a"}, batch: 16})
 	r.waitReady(1)
