@@ -162,6 +162,7 @@ const (
 	codeStorageExceeded   = 10047
 	codeAccountExceeded   = 10002
 	codeWrongLastConstant = 10164
+	codeSequenceNotFound  = 10043
 )
 
 // apiError turns an error of JetStream into one that callers branch on.

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gpulet/gpulet/shared/wire"
 )
@@ -88,7 +87,8 @@ func readCancellation(m *nats.Msg) (Cancellation, bool) {
 
 // RemoveCancelled takes cancelled requests that no gpu-let has fetched out of their queues, and answers
 // them, until ctx ends; removed is called for each. Those that were fetched are left to their gpu-lets.
-// More than can be kept up with are left to them, too. Several planners may run it. Planner only.
+// More than can be kept up with are left to them, too. Several planners may run it: a client may hear of
+// it from each, and removed is called by one. Planner only.
 func (b *Bus) RemoveCancelled(ctx context.Context, removed func(model string)) error {
 	todo := make(chan Cancellation, 4096)
 	stop, err := b.WatchCancellations("", func(c Cancellation) {
@@ -141,13 +141,16 @@ func (b *Bus) takeOut(ctx context.Context, c Cancellation) (bool, error) {
 	if err != nil {
 		return false, jsError(err)
 	}
-	if msg.Header.Get(wire.HeaderRequestID) != c.RequestID {
+	if idOf(msg) != c.RequestID {
 		return false, nil
 	}
 	if err := b.answer(msg, wire.Cancelled, c.Model, "cancelled in the queue"); err != nil {
 		return false, err
 	}
-	if err := stream.DeleteMsg(ctx, c.Seq); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+	switch err := stream.DeleteMsg(ctx, c.Seq); {
+	case gone(err):
+		return false, nil // another planner was faster, and counts it
+	case err != nil:
 		return false, jsError(err)
 	}
 	return true, nil

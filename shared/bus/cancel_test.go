@@ -3,6 +3,8 @@ package bus_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 
@@ -114,6 +116,7 @@ func TestCancelledRequestsAreRemovedFromTheQueue(t *testing.T) {
 		{RequestID: "stays", ReplyTo: inbox.Address("stays")},
 		{RequestID: "stored"},
 		{RequestID: "kept", ReplyTo: inbox.Address("kept"), Idempotent: true},
+		{ReplyTo: inbox.Address("6")}, // known by its place
 	} {
 		m.Model = "m"
 		seq[m.RequestID] = send(t, c, m).Seq
@@ -123,27 +126,28 @@ func TestCancelledRequestsAreRemovedFromTheQueue(t *testing.T) {
 	first := f.batch(t)[0]
 
 	for _, n := range []bus.Cancellation{
-		{RequestID: "fetched", Seq: seq["fetched"]},  // its gpu-let has it
-		{RequestID: "stays"},                         // nobody says where it is
-		{RequestID: "another", Seq: seq["stays"]},    // not the one that is there
-		{RequestID: "stays", Seq: 1000},              // nothing is there
-		{RequestID: "waits", Seq: seq["waits"]},      //
-		{RequestID: "waits", Seq: seq["waits"]},      // once more
-		{RequestID: "stored", Seq: seq["stored"]},    //
-		{RequestID: "kept", Seq: seq["kept"]},        //
-		{RequestID: "nothing", Seq: seq["kept"] + 1}, // never published
+		{RequestID: "fetched", Seq: seq["fetched"]}, // its gpu-let has it
+		{RequestID: "stays"},                        // nobody says where it is
+		{RequestID: "another", Seq: seq["stays"]},   // not the one that is there
+		{RequestID: "stays", Seq: 1000},             // nothing is there
+		{RequestID: "waits", Seq: seq["waits"]},     //
+		{RequestID: "waits", Seq: seq["waits"]},     // once more
+		{RequestID: "stored", Seq: seq["stored"]},   //
+		{RequestID: "kept", Seq: seq["kept"]},       //
+		{RequestID: "6", Seq: 6},                    //
+		{RequestID: "nothing", Seq: 7},              // never published
 	} {
 		n.Model = "m"
 		if err := c.Cancel(n); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for range 3 {
+	for range 4 {
 		if model := receive(t, "removal", removed); model != "m" {
 			t.Errorf("removed a request of %q", model)
 		}
 	}
-	for _, id := range []string{"waits", "kept"} {
+	for _, id := range []string{"waits", "kept", "6"} {
 		r := receive(t, "reply", replies)
 		if r.Token != id || r.Get(wire.HeaderStatus) != string(wire.Cancelled) || r.Get(wire.HeaderRequestID) != id {
 			t.Errorf("reply %q to %q, expected %s to %q", r.Get(wire.HeaderStatus), r.Token, wire.Cancelled, id)
@@ -167,6 +171,40 @@ func TestCancelledRequestsAreRemovedFromTheQueue(t *testing.T) {
 	}
 	if len(removed)+len(replies) != 0 {
 		t.Errorf("%d further removals and %d replies", len(removed), len(replies))
+	}
+}
+
+// Of several planners that hear of a cancellation one counts it, however close they are.
+func TestARequestIsRemovedByOnePlanner(t *testing.T) {
+	s := newSystem(t)
+	s.queue(t, queueOf("m"))
+	c, other := s.connect(t, bus.RoleClient), s.connect(t, bus.RolePlanner)
+	const n = 50
+	removed := s.removing(t)
+	also := make(chan string, 2*n)
+	ctx, cancel := context.WithCancel(t.Context())
+	var done sync.WaitGroup
+	done.Go(func() { _ = other.RemoveCancelled(ctx, func(model string) { also <- model }) })
+	defer done.Wait()
+	defer cancel()
+	for i := range n {
+		id := strconv.Itoa(i)
+		seq := send(t, c, &bus.Message{Model: "m", RequestID: id, ReplyTo: "_INBOX_client.x"}).Seq
+		if err := c.Cancel(bus.Cancellation{Model: "m", RequestID: id, Seq: seq}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.pending(t, "m", 0)
+	eventually(t, func() error {
+		if got := len(removed) + len(also); got < n {
+			return fmt.Errorf("%d removals of %d were counted", got, n)
+		}
+		return nil
+	})
+	cancel()
+	done.Wait()
+	if got := len(removed) + len(also); got != n {
+		t.Errorf("%d removals were counted of %d requests", got, n)
 	}
 }
 

@@ -127,13 +127,18 @@ func (b *Bus) buryStored(ctx context.Context, adv advisory, msg *jetstream.RawSt
 	return nil
 }
 
-// answer tells a requester that its request ended without an output. A request without an id is
-// known by its place in the queue, as it is to workers.
-func (b *Bus) answer(msg *jetstream.RawStreamMsg, status wire.Status, model, detail string) error {
-	id := msg.Header.Get(wire.HeaderRequestID)
-	if id == "" {
-		id = strconv.FormatUint(msg.Sequence, 10)
+// idOf is how a request is known to its client: by its id or, without one, by its place in the queue,
+// as it is to workers.
+func idOf(msg *jetstream.RawStreamMsg) string {
+	if id := msg.Header.Get(wire.HeaderRequestID); id != "" {
+		return id
 	}
+	return strconv.FormatUint(msg.Sequence, 10)
+}
+
+// answer tells a requester that its request ended without an output.
+func (b *Bus) answer(msg *jetstream.RawStreamMsg, status wire.Status, model, detail string) error {
+	id := idOf(msg)
 	header, body, err := wire.EncodeReply(msg.Header.Get(wire.HeaderType), wire.Reply{
 		RequestID: id, Status: status, Model: model, Detail: detail,
 	})

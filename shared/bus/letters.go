@@ -138,9 +138,11 @@ func (b *Bus) DeleteDeadLetter(ctx context.Context, seq uint64) error {
 	return named(fmt.Sprintf("delete dead letter %d", seq), err)
 }
 
-// gone reports whether a message could not be deleted because it is not there any more.
+// gone reports whether a message could not be deleted because it is not there any more. Streams in memory
+// and on disk say it differently, and of what they say the client library keeps the text alone.
 func gone(err error) bool {
-	return err != nil && (errors.Is(err, jetstream.ErrMsgNotFound) || strings.Contains(err.Error(), "no message found"))
+	return err != nil && (errors.Is(err, jetstream.ErrMsgNotFound) || strings.Contains(err.Error(), "no message found") ||
+		strings.Contains(err.Error(), fmt.Sprintf("err_code=%d ", codeSequenceNotFound)))
 }
 
 // letterHeaders are those of a request's death, which a replay leaves behind, and those of its first
