@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/plan"
@@ -117,6 +118,32 @@ func TestAReplayIsARequestOfItsOwn(t *testing.T) {
 	}
 	if got := read(t, f, "m"); len(got) != 3 || got[2].Attempt != 3 {
 		t.Errorf("%d letters, expected 3, the last of the third attempt", len(got))
+	}
+}
+
+// What a client told JetStream about its publish was meant for the queue: it neither keeps the letter from
+// being written nor a replay from being published, and what the server said of the client stays out too.
+func TestALetterLeavesBehindWhatWasSaidToTheQueue(t *testing.T) {
+	s := newSystem(t)
+	w, f := s.connect(t, bus.RoleWorker), s.connect(t, bus.RoleFrontend)
+	s.bury(t, w, bus.Message{Model: "m", RequestID: "r", MsgID: "id", Header: map[string]string{
+		jetstream.ExpectedStreamHeader: "INFER_m", jetstream.ExpectedLastSeqHeader: "0", jetstream.ExpectedLastSubjSeqHeader: "0", "Traceparent": "x",
+	}}, "why")
+	l := read(t, f, "m")[0]
+	for key := range l.Header() {
+		if strings.HasPrefix(key, "Nats-") && key != jetstream.MsgIDHeader {
+			t.Errorf("the letter has the header %s: %s", key, l.Header()[key])
+		}
+	}
+	if got := l.Header(); got["Traceparent"] != "x" || got[bus.HeaderMsgID] != "id" {
+		t.Errorf("headers %v: expected the request's own among them", got)
+	}
+	m, err := l.Replay("")
+	if err == nil {
+		err = f.Publish(t.Context(), m)
+	}
+	if err != nil {
+		t.Errorf("replay: %v", err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -178,17 +179,21 @@ func (b *Bus) bury(ctx context.Context, l letter) error {
 	return nil
 }
 
+// natsHeaders is what the headers begin with that speak to JetStream, or come from the server. A request's
+// own were meant for its queue: that it expects to be in a certain stream, at a certain place.
+const natsHeaders = "Nats-"
+
 func (l letter) headers() nats.Header {
 	h := nats.Header{}
 	for k, v := range l.header {
-		if k != HeaderLastWords && k != HeaderGpulet && k != HeaderBodyDropped { // those are ours to say
+		if k != HeaderLastWords && k != HeaderGpulet && k != HeaderBodyDropped && !strings.HasPrefix(k, natsHeaders) { // those are ours to say
 			h[k] = v
 		}
 	}
 	for k, v := range l.extra {
 		h.Set(k, oneLine(v))
 	}
-	if id := h.Get(nats.MsgIdHdr); id != "" {
+	if id := l.header.Get(nats.MsgIdHdr); id != "" {
 		h.Set(HeaderMsgID, id)
 	}
 	h.Set(HeaderReason, oneLine(l.reason))
