@@ -167,9 +167,40 @@ func TestCommentedAuthorizationServesAndProtects(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Error("no reply came")
 	}
+	hearsCancellation(t, client, worker, planner, connect(bus.RoleFrontend))
 	deleteByReply(t, srv.ClientURL(), stateDir)
 	if lag, err := planner.Lag(t.Context(), "m"); err != nil || lag.Pending != 1 {
 		t.Errorf("queue %+v, %v: expected the request in it", lag, err)
+	}
+}
+
+// hearsCancellation has a client cancel a request, of which everybody hears who may have it.
+func hearsCancellation(t *testing.T, client *bus.Bus, others ...*bus.Bus) {
+	t.Helper()
+	heard := make(chan bus.Cancellation, len(others))
+	for _, b := range others {
+		stop, err := b.WatchCancellations("m", func(c bus.Cancellation) { heard <- c })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stop()
+		if err := b.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := bus.Cancellation{Model: "m", RequestID: "r", Seq: 7}
+	if err := client.Cancel(want); err != nil {
+		t.Fatal(err)
+	}
+	for range others {
+		select {
+		case got := <-heard:
+			if got != want {
+				t.Errorf("heard %+v, expected %+v", got, want)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("not everybody hears of a cancellation")
+		}
 	}
 }
 
