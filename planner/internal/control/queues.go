@@ -22,9 +22,8 @@ type queue struct {
 
 // ensureQueue makes the queue of a model, or raises its limits to what the plan asks for.
 func (p *Planner) ensureQueue(ctx context.Context, m model.Model, next plan.Plan) error {
-	rate := p.state.Loads[m.Name].Estimate.RateRPS
 	has, ok := p.queues[m.Name]
-	want := queue{has.Grow(epoch.QueueFor(m, next, rate, p.bus.MaxPayload())), m.Storage}
+	want := queue{has.Grow(epoch.QueueFor(m, next, p.state.Loads[m.Name], p.bus.MaxPayload())), m.Storage}
 	if ok && want == has {
 		return nil
 	}

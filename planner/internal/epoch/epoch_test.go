@@ -574,15 +574,15 @@ func TestQueueSizesFollowRateAndTimeout(t *testing.T) {
 		Name: "m", Timeout: 2 * time.Second,
 		Inputs: []tensor.Spec{{Name: "x", DType: tensor.FP32, Shape: []int64{3, 224, 224}}},
 	}}
-	q := QueueFor(m, plan.Plan{}, 1000, 8<<20)
+	q := QueueFor(m, plan.Plan{}, Load{Estimate: demand.Estimate{RateRPS: 1000}}, 8<<20)
 	if q.MaxMsgs != 4096 || q.MaxBytes != 512<<20 || q.AckWait != time.Second || q.MaxAge != m.Timeout+time.Minute {
 		t.Errorf("queue %+v", q)
 	}
 	p := plan.Plan{Gpulets: []plan.Gpulet{{Models: []plan.Assignment{{Model: "m", Batch: 300, RateRPS: 1, ExecMs: 900, DutyMs: 900}}}}}
-	if q := QueueFor(m, p, 0, 8<<20); q.AckWait != 4*time.Second || q.MaxAckPending != 1024 {
+	if q := QueueFor(m, p, Load{}, 8<<20); q.AckWait != 4*time.Second || q.MaxAckPending != 1024 {
 		t.Errorf("queue %+v: expected an ack wait of four batches and room for two", q)
 	}
-	small := QueueFor(m, plan.Plan{}, 0, 1<<20)
+	small := QueueFor(m, plan.Plan{}, Load{}, 1<<20)
 	want := small.Grow(q)
 	want.MaxMsgs = small.MaxMsgs
 	if got := small.Grow(q).Grow(small); got != want {
@@ -601,15 +601,16 @@ func TestQueueHoldsWhatIsAnsweredInTime(t *testing.T) {
 		}
 		p := plan.Plan{Gpulets: []plan.Gpulet{{Models: []plan.Assignment{a}}}}
 		asked := rapid.Float64Range(0, 1e6).Draw(rt, "asked for")
-		q := QueueFor(m, p, asked, 1<<20)
-		rate := float64(a.Batch) * 1000 / a.DutyMs
-		if wait := float64(q.MaxMsgs) / rate; wait > m.Timeout.Seconds() && q.MaxMsgs > max(leastMsgs, 2*int64(a.Batch)) {
+		each := float64(rapid.IntRange(1, 16).Draw(rt, "samples a request"))
+		q := QueueFor(m, p, Load{Estimate: demand.Estimate{RateRPS: asked}, SamplesPerRequest: each}, 1<<20)
+		rate := float64(a.Batch) * 1000 / a.DutyMs / each
+		if wait := float64(q.MaxMsgs) / rate; wait > m.Timeout.Seconds() && q.MaxMsgs > max(leastMsgs, 2*int64(a.Batch)/int64(each)) {
 			rt.Errorf("%d requests at %.0f/s: %.3f s, longer than the timeout of %v", q.MaxMsgs, rate, wait, m.Timeout)
 		}
-		if q.MaxMsgs < max(leastMsgs, 2*int64(a.Batch)) {
+		if q.MaxMsgs < max(leastMsgs, 2*int64(a.Batch)/int64(each)) {
 			rt.Errorf("%d requests: no room for two batches of %d", q.MaxMsgs, a.Batch)
 		}
-		if other := QueueFor(m, p, 0, 1<<20); other.MaxMsgs != q.MaxMsgs {
+		if other := QueueFor(m, p, Load{SamplesPerRequest: each}, 1<<20); other.MaxMsgs != q.MaxMsgs {
 			rt.Errorf("%d requests when %.0f/s are asked for, %d when none is: an overload must not make room for itself", q.MaxMsgs, asked, other.MaxMsgs)
 		}
 	})

@@ -31,11 +31,12 @@ const (
 // expire, and those that are answered are the ones that have waited for nearly all of their time.
 const room = 0.7
 
-// QueueFor sizes the queue of a model that is served by p and gets rateRPS requests per second. What
-// may wait follows from what p can answer; of a model that nothing serves yet, twice what comes within
-// the timeout, in powers of two so that limits seldom change. maxPayload is the largest message in
-// bytes.
-func QueueFor(m model.Model, p plan.Plan, rateRPS float64, maxPayload int64) Queue {
+// QueueFor sizes the queue of a model that is served by p and gets what load says. What may wait follows
+// from what p can answer, which counts samples, and from how many of them a request has, to whole ones; of
+// a model that nothing serves yet, twice what comes within the timeout, in powers of two so that limits
+// seldom change. maxPayload is the largest message in bytes.
+func QueueFor(m model.Model, p plan.Plan, load Load, maxPayload int64) Queue {
+	each := max(1, math.Round(load.SamplesPerRequest))
 	batches, worst := 0, 0.0
 	for _, g := range p.Gpulets {
 		for _, a := range g.Models {
@@ -46,15 +47,15 @@ func QueueFor(m model.Model, p plan.Plan, rateRPS float64, maxPayload int64) Que
 		}
 	}
 	q := Queue{
-		MaxMsgs:       powerOfTwo(2*rateRPS*m.Timeout.Seconds(), leastLoading, mostMsgs),
+		MaxMsgs:       powerOfTwo(2*load.Estimate.RateRPS*m.Timeout.Seconds(), leastLoading, mostMsgs),
 		MaxAge:        m.MaxWait(),
 		AckWait:       max(time.Second, time.Duration(4*worst*float64(time.Millisecond)).Round(time.Second)),
 		MaxAckPending: int(powerOfTwo(2*float64(batches), leastAckPending, mostMsgs)),
 	}
 	if capacity := Capacities(p)[m.Name]; capacity > 0 {
-		q.MaxMsgs = min(mostMsgs, max(leastMsgs, int64(2*batches), int64(room*capacity*m.Timeout.Seconds())))
+		q.MaxMsgs = min(mostMsgs, max(leastMsgs, int64(float64(2*batches)/each), int64(room*capacity/each*m.Timeout.Seconds())))
 	}
-	q.MaxBytes = min(mostBytes, max(q.MaxMsgs*requestBytes(m), 4*maxPayload))
+	q.MaxBytes = min(mostBytes, max(q.MaxMsgs*int64(each)*requestBytes(m), 4*maxPayload))
 	return q
 }
 
