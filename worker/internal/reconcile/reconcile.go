@@ -70,7 +70,7 @@ type Limits struct {
 var DefaultLimits = Limits{
 	BackoffMin: time.Second,
 	BackoffMax: 30 * time.Second,
-	Stable:     time.Minute,
+	Stable:     10 * time.Second,
 	Proven:     10 * time.Second,
 	Drain:      30 * time.Second,
 	Silence:    20 * time.Second,
