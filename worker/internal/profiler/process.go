@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/gpulet/gpulet/shared/profile"
 )
 
 // Place is where a process is to run.
@@ -107,4 +109,20 @@ func (p *Process) load(s subject, batches []int, layout string) (Loaded, error) 
 func (p *Process) unload(name string) error {
 	_, err := p.Ask(Request{Op: opUnload, Model: name})
 	return err
+}
+
+// measure times one batch size.
+func (p *Process) measure(name string, batch int, rule Rule) (profile.Point, error) {
+	return p.timed(Request{Op: opMeasure, Model: name, Batch: batch, Rule: rule})
+}
+
+func (p *Process) timed(r Request) (profile.Point, error) {
+	a, err := p.Ask(r)
+	if err != nil {
+		return profile.Point{}, err
+	}
+	if a.Point == nil {
+		return profile.Point{}, fmt.Errorf("%s %s: found no answer to it: expected a point", r.Op, r.Model)
+	}
+	return *a.Point, nil
 }
