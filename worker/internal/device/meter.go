@@ -14,7 +14,8 @@ import (
 // all processes on it do. One goroutine at a time may use it.
 type Meter struct {
 	dev     nvml.Device
-	samples [2]nvml.GpmSample // empty: the GPU has no counters
+	samples [2]nvml.GpmSample
+	without error // why there are no counters; nil: there are
 	began   time.Time
 }
 
@@ -34,15 +35,19 @@ func OpenMeter(uuid string) (*Meter, error) {
 		defer nvml.Shutdown()
 		return nil, failed(ret, "GPU "+uuid)
 	}
-	m.allocate()
+	m.without = m.allocate()
 	return m, nil
 }
 
-// allocate prepares for counters, where the GPU has them.
-func (m *Meter) allocate() {
+// allocate prepares for counters. The error says why there are none.
+func (m *Meter) allocate() error {
 	support, ret := m.dev.GpmQueryDeviceSupport()
 	if ret != nvml.SUCCESS || support.IsSupportedDevice == 0 {
-		return
+		why := "the driver offers none for it"
+		if err := failed(ret, "ask for counters"); err != nil {
+			why = err.Error()
+		}
+		return m.noCounters(why)
 	}
 	var samples [2]nvml.GpmSample
 	for i := range samples {
@@ -50,10 +55,26 @@ func (m *Meter) allocate() {
 			for _, s := range samples[:i] {
 				_ = nvml.GpmSampleFree(s)
 			}
-			return
+			return m.noCounters(failed(ret, "make room for counters").Error())
 		}
 	}
 	m.samples = samples
+	return nil
+}
+
+// noCounters names the GPU and what was found. Which GPUs have counters is for the driver to say, and
+// it says no more than yes or no.
+func (m *Meter) noCounters(why string) error {
+	name, ret := m.dev.GetName()
+	if ret != nvml.SUCCESS {
+		name = "this GPU"
+	}
+	return withoutCounters(name, driver(), why)
+}
+
+// withoutCounters puts the lack of counters into words.
+func withoutCounters(name string, d Driver, why string) error {
+	return fmt.Errorf("%s (%s): %s: expected NVML's GPM, which Hopper and later GPUs have, but not inside every virtual machine", name, d, why)
 }
 
 // Close gives everything back. The meter must not be used afterwards.
@@ -75,13 +96,10 @@ func (m *Meter) Used() (int64, error) {
 	return int64(mem.Used), nil //nolint:gosec // no GPU has 2^63 bytes
 }
 
-// errNoCounters: this GPU cannot say how busy its parts are.
-var errNoCounters = errors.New("this GPU has no counters of its own (NVML GPM needs Hopper or later)")
-
 // Begin starts an interval.
 func (m *Meter) Begin() error {
-	if m.samples[0] == nil {
-		return errNoCounters
+	if m.without != nil {
+		return m.without
 	}
 	m.began = time.Now()
 	return failed(nvml.GpmSampleGet(m.dev, m.samples[0]), "sample the counters")
@@ -89,8 +107,8 @@ func (m *Meter) Begin() error {
 
 // End returns how busy the GPU was since Begin, of at least 100 ms.
 func (m *Meter) End() (profile.Demand, error) {
-	if m.samples[0] == nil {
-		return profile.Demand{}, errNoCounters
+	if m.without != nil {
+		return profile.Demand{}, m.without
 	}
 	if took := time.Since(m.began); took < leastInterval {
 		return profile.Demand{}, fmt.Errorf("counters over %v: expected at least %v", took, leastInterval)

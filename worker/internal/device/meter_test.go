@@ -1,7 +1,9 @@
 package device
 
 import (
+	"errors"
 	"math"
+	"strings"
 	"testing"
 )
 
@@ -33,13 +35,18 @@ func TestMeterReadsThisHostsGPUs(t *testing.T) {
 	}
 }
 
+// TestAGPUWithoutCountersSaysSo: a Hopper in a virtual machine may lack them, so its words must not
+// blame the GPU alone.
 func TestAGPUWithoutCountersSaysSo(t *testing.T) {
-	m := &Meter{}
-	if err := m.Begin(); err == nil {
-		t.Error("began without counters")
+	m := &Meter{without: withoutCounters(h100, driver580, "the driver offers none for it")}
+	err := m.Begin()
+	for _, want := range []string{h100, "driver 580.159.04", "the driver offers none for it", "expected NVML's GPM", "not inside every virtual machine"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("begin: error %v: expected %q", err, want)
+		}
 	}
-	if _, err := m.End(); err == nil {
-		t.Error("ended without counters")
+	if _, ended := m.End(); !errors.Is(ended, err) {
+		t.Errorf("end: error %v: expected %v", ended, err)
 	}
 }
 
