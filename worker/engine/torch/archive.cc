@@ -133,6 +133,10 @@ class AotiArchive final : public Archive {
     return out;
   }
 
+  bool reentrant() const override {
+    return false;  // as it was opened: it takes no lock, and has one set of buffers
+  }
+
  private:
   torch::inductor::AOTIModelPackageLoader loader_;
 };

@@ -35,6 +35,11 @@ class Archive {
   // Runs the model on tensors of its own device, dtypes and layout.
   virtual NamedTensors forward(const std::vector<at::Tensor>& inputs) = 0;
 
+  // True when forward may be called while another thread is in it.
+  virtual bool reentrant() const {
+    return true;
+  }
+
   // Parameters and buffers, as they were after conversion; 0 when not known.
   int64_t weight_bytes() const {
     return weight_bytes_;

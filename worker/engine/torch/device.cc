@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -54,6 +55,35 @@ void settle() noexcept {
   }
 }
 
+#ifdef GLE_CUDA
+
+// What limits the GPUs that this process sees, to be put behind other words.
+std::string visible_devices() {
+  const char* const visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  return visible == nullptr ? "" : std::string(", CUDA_VISIBLE_DEVICES is \"") + visible + "\"";
+}
+
+// A version as CUDA's functions return it: 12080 is 12.8.
+std::string cuda_version(int v) {
+  return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10);
+}
+
+// Why CUDA sees no GPU. LibTorch counts none then, and keeps the reason to itself.
+Error no_gpu(const std::string& device) {
+  int count = 0, driver = 0, runtime = 0;
+  const std::string reason = cudaGetErrorString(cudaGetDeviceCount(&count));
+  (void)cudaDriverGetVersion(&driver);  // 0 where there is none
+  (void)cudaRuntimeGetVersion(&runtime);
+  (void)cudaGetLastError();  // else the next, innocent call would report it
+  const std::string found =
+      driver == 0 ? "no driver was found" : "the driver runs CUDA up to " + cuda_version(driver);
+  return Error(classify("CUDA error: " + reason, GLE_EUNSUPPORTED),
+               "device \"" + device + "\": CUDA sees no GPU: " + reason + ": " + found +
+                   ", this engine was built for CUDA " + cuda_version(runtime) + visible_devices());
+}
+
+#endif
+
 }  // namespace
 
 CaptureScope::CaptureScope() {
@@ -84,10 +114,11 @@ at::Device parse_device(const char* name) {
   }
 #ifdef GLE_CUDA
   const int count = c10::cuda::device_count();
+  if (count == 0) throw no_gpu(text);
   if (!device.has_index()) device.set_index(0);
   if (device.index() >= count) {
-    throw Error(GLE_EINVAL,
-                "device \"" + text + "\": this process sees " + std::to_string(count) + " GPUs");
+    throw Error(GLE_EINVAL, "device \"" + text + "\": this process sees " + std::to_string(count) +
+                                " GPUs" + visible_devices() + ": expected an index below that");
   }
   return device;
 #else

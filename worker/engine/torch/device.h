@@ -11,8 +11,9 @@
 
 namespace gle {
 
-// Parses "cpu" or "cuda:N". Throws GLE_EINVAL for anything else, GLE_EUNSUPPORTED for CUDA in a
-// build without it, GLE_EINVAL for a GPU that is not there.
+// Parses "cpu" or "cuda:N". Throws GLE_EINVAL for anything else and for an index beyond the GPUs
+// that the process sees, GLE_EUNSUPPORTED for CUDA in a build without it, and where CUDA sees no
+// GPU at all what that comes from: a driver too old for this build, say.
 at::Device parse_device(const char* name);
 
 // Fills info, whose size the caller has set.

@@ -67,6 +67,11 @@ bool out_of_memory(const std::string& message) {
   });
 }
 
+std::string words_of(const std::exception& e) {
+  const auto* const torch = dynamic_cast<const c10::Error*>(&e);
+  return torch != nullptr ? torch->what_without_backtrace() : e.what();
+}
+
 std::string cause_first(const std::string& message) {
   for (const char* kind :
        {"RuntimeError: ", "IndexError: ", "AssertionError: ", "torch.jit.Error: "}) {

@@ -24,6 +24,9 @@ bool breaks_device(const std::string& message);
 // True for a lack of memory, of the host or the device.
 bool out_of_memory(const std::string& message);
 
+// What an exception says, without the C++ backtrace that LibTorch's own carry.
+std::string words_of(const std::exception& e);
+
 // Puts the cause first: TorchScript's interpreter writes it after a long trace.
 std::string cause_first(const std::string& message);
 
@@ -44,13 +47,11 @@ int guard(gle_status otherwise, char* err, size_t err_cap, F&& f) noexcept {
     return report(e.status, e.what(), err, err_cap);
   } catch (const c10::OutOfMemoryError& e) {
     return report(GLE_EOOM, e.what_without_backtrace(), err, err_cap);
-  } catch (const c10::Error& e) {
-    const std::string m = e.what_without_backtrace();
-    return report(classify(m, otherwise), cause_first(m), err, err_cap);
   } catch (const std::bad_alloc&) {
     return report(GLE_EOOM, "out of host memory", err, err_cap);
   } catch (const std::exception& e) {
-    return report(classify(e.what(), otherwise), cause_first(e.what()), err, err_cap);
+    const std::string words = words_of(e);
+    return report(classify(words, otherwise), cause_first(words), err, err_cap);
   } catch (...) {
     return report(otherwise, "an exception of unknown type", err, err_cap);
   }

@@ -38,7 +38,7 @@ void rehearse(const Graph::Body& body, const std::vector<at::Tensor>& inputs) {
   try {
     body(inputs);
   } catch (const std::exception& e) {
-    problem = e.what();
+    problem = words_of(e);
   }
   cudaGraph_t graph = nullptr;
   const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
@@ -75,21 +75,22 @@ void abandon(at::cuda::CUDAGraph& graph) noexcept {
 
 Graph::Graph(GraphPool& pool, Stream& stream, std::vector<at::Tensor> inputs, const Body& body)
     : cuda_(std::make_unique<Cuda>()), inputs_(std::move(inputs)) {
+  // From here on, for no memory may go back to the device between the warm-up and the rehearsal.
+  const CaptureScope capturing;
   if (!pool.rehearsed_) {
     body(inputs_);  // makes what is made once for a stream: library handles, workspaces
     stream.synchronize();
+    rehearse(body, inputs_);
+    pool.rehearsed_ = true;
   }
-  const CaptureScope capturing;
-  if (!pool.rehearsed_) rehearse(body, inputs_);
-  pool.rehearsed_ = true;
   try {
     begin(cuda_->graph, pool.cuda_->handle);
     outputs_ = body(inputs_);
     cuda_->graph.capture_end();
   } catch (const std::exception& e) {
     abandon(cuda_->graph);
-    const auto status = classify(e.what(), GLE_EUNSUPPORTED);
-    throw Error(status, "capture: " + cause_first(e.what()));
+    const std::string words = words_of(e);
+    throw Error(classify(words, GLE_EUNSUPPORTED), "capture: " + cause_first(words));
   }
 }
 

@@ -95,6 +95,18 @@ std::string shapes_of(const std::vector<at::Tensor>& tensors) {
   return out.str();
 }
 
+// Runs f, and waits for the stream if f fails: what was launched may still read the inputs. And if
+// the device has failed, it says so here, whatever words the error came in.
+template <class F>
+auto settled(Stream& stream, F&& f) {
+  try {
+    return f();
+  } catch (...) {
+    stream.synchronize();
+    throw;
+  }
+}
+
 void fill(const std::vector<at::Tensor>& to, const std::vector<at::Tensor>& from) {
   for (size_t i = 0; i < to.size(); i++) to[i].copy_(from[i], /*non_blocking=*/true);
 }
@@ -193,10 +205,11 @@ void gle_model::prepare(const gle_input* inputs, int32_t n_inputs) {
   exact.kind = gle::kind_of(inputs, n_inputs);
   const int64_t before = gle::reserved_bytes(device_);
   // A GPU runs this beside other batches; on a CPU it would only take their cores.
+  const bool beside = device_.is_cuda() && archive_->reentrant();
   std::unique_lock<std::mutex> lock(mu_, std::defer_lock);
-  if (!device_.is_cuda()) lock.lock();
+  if (!beside) lock.lock();
   warm_up(inputs, n_inputs);
-  if (device_.is_cuda()) lock.lock();
+  if (beside) lock.lock();
 
   const Entered entered(stream_);
   Batch batch;
@@ -231,7 +244,7 @@ void gle_model::warm_up(const gle_input* inputs, int32_t n_inputs) {
   for (int i = 0; i < n_inputs; i++) {
     host.push_back(gatherer.gather(inputs[i], i, inputs[i].n_dims > 0 ? inputs[i].shape[0] : 0));
   }
-  forward(to_device(host));
+  gle::settled(stream, [&] { return forward(to_device(host)); });
   stream.synchronize();
 }
 
@@ -319,7 +332,7 @@ std::unique_ptr<gle::Result> gle_model::execute(const Choice& choice,
   gle::Stopwatch watch;
   gle_timing timing{};
   timing.gather_ns = gather_ns;
-  try {
+  return gle::settled(stream_, [&] {
     const Batch* const batch = captured(choice);
     const auto outputs = batch ? replay(*batch, inputs) : forward(to_device(inputs));
     timing.run_ns = watch.lap();
@@ -333,12 +346,7 @@ std::unique_ptr<gle::Result> gle_model::execute(const Choice& choice,
     timing.fetch_ns = watch.lap();
     result->timing = timing;
     return result;
-  } catch (...) {
-    // What was launched may still read the inputs. And if the device has failed, it says so here,
-    // whatever words the error came in.
-    stream_.synchronize();
-    throw;
-  }
+  });
 }
 
 void gle_model::info(gle_model_info* info) {

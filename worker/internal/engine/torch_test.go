@@ -3,6 +3,7 @@ package engine_test
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -229,15 +230,57 @@ func TestTorchSurvivesRunningOutOfMemory(t *testing.T) {
 func TestTorchRefusesWhatTheDeviceCannotDo(t *testing.T) {
 	target := torchTarget(t)
 	m, _ := convnet(t)
-	for name, spec := range map[string]engine.Spec{
-		"fp16 on a CPU":           {Model: m, Device: "cpu", Precision: "fp16"},
-		"a GPU that is not there": {Model: m, Device: "cuda:77"},
-		"no device":               {Model: m, Device: "tpu"},
+	noGPU := "built without CUDA"
+	if target.Engine.Info().CUDA {
+		noGPU = "sees"
+	}
+	for name, c := range map[string]struct {
+		spec  engine.Spec
+		words []string
+	}{
+		"fp16 on a CPU":           {engine.Spec{Model: m, Device: "cpu", Precision: "fp16"}, []string{"fp16", "needs a CUDA device"}},
+		"a GPU that is not there": {engine.Spec{Model: m, Device: "cuda:77"}, []string{`device "cuda:77"`, noGPU}},
+		"no device":               {engine.Spec{Model: m, Device: "tpu"}, []string{`device "tpu"`, `expected "cpu" or "cuda:N"`}},
 	} {
-		_, err := target.Engine.Load(t.Context(), spec)
+		_, err := target.Engine.Load(t.Context(), c.spec)
 		if code := engine.CodeOf(err); code != engine.EUNSUPPORTED && code != engine.EINVAL {
 			t.Errorf("%s: error %v (%v)", name, err, code)
+			continue
 		}
+		for _, w := range c.words {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: error %q does not mention %q", name, err, w)
+			}
+		}
+	}
+}
+
+// nobodysGPU is the UUID of no GPU.
+const nobodysGPU = "GPU-00000000-0000-0000-0000-000000000000"
+
+// A UUID that no GPU has, a driver that is too old and none at all look alike to LibTorch: it counts no
+// GPU. CUDA reads its environment once, so a process of its own asks.
+func TestTorchSaysWhyItSeesNoGPU(t *testing.T) {
+	target := torchTarget(t)
+	if !target.Engine.Info().CUDA {
+		t.Skip("the engine was built without CUDA")
+	}
+	if os.Getenv("CUDA_VISIBLE_DEVICES") == nobodysGPU {
+		_, err := target.Engine.Device("cuda:0")
+		if engine.CodeOf(err) != engine.EUNSUPPORTED {
+			t.Fatalf("error %v (%v), want %v", err, engine.CodeOf(err), engine.EUNSUPPORTED)
+		}
+		for _, w := range []string{"CUDA sees no GPU", "this engine was built for CUDA 1", `CUDA_VISIBLE_DEVICES is "` + nobodysGPU} {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("error %q does not mention %q", err, w)
+			}
+		}
+		return
+	}
+	again := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^"+t.Name()+"$")
+	again.Env = append(os.Environ(), "CUDA_VISIBLE_DEVICES="+nobodysGPU)
+	if out, err := again.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
