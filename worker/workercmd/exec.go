@@ -1,6 +1,7 @@
 package workercmd
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ type execConfig struct {
 	Layout    string `env:"LAYOUT" usage:"channels_last: keep images in NHWC order (default: as they come)"`
 	Eager     bool   `env:"EAGER" usage:"capture no CUDA graphs"`
 	Together  int    `env:"CONCURRENCY" envDefault:"1" usage:"copies of the model that run at the same time, each with a thread and a CUDA stream of its own"`
+	Hold      bool   `env:"HOLD" usage:"once the model is loaded, run only at the end of standard input: several processes can so begin at once"`
 	MPS       mpsConfig
 }
 
@@ -169,6 +171,11 @@ func runExec(cmd *cobra.Command, config execConfig, args execArgs, asJSON bool) 
 	if err != nil {
 		return err
 	}
+	if config.Hold {
+		if err := held(cmd.Context(), cmd.InOrStdin()); err != nil {
+			return err
+		}
+	}
 	show := newProgress(cmd.ErrOrStderr(), args.run.Count*config.Together)
 	args.run.Progress = show.update
 	report.Report, err = exec.Together(cmd.Context(), loaded, m.Inputs, args.run)
@@ -182,6 +189,21 @@ func runExec(cmd *cobra.Command, config execConfig, args execArgs, asJSON bool) 
 		return fmt.Errorf("after %d of %d runs: %w", report.Count, args.run.Count*config.Together, err)
 	}
 	return nil
+}
+
+// held waits for the end of what is read, or of ctx. What is read counts for nothing.
+func held(ctx context.Context, in io.Reader) error {
+	end := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, in)
+		end <- err
+	}()
+	select {
+	case err := <-end:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // findModel takes a name in the repository, or the path of a model's folder.

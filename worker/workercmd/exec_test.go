@@ -2,11 +2,15 @@ package workercmd
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/spf13/cobra"
 
@@ -18,6 +22,12 @@ import (
 // execute runs `worker exec args` in this process and returns its exit code and what it printed.
 func execute(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
+	return executeReading(t, strings.NewReader(""), args...)
+}
+
+// executeReading is execute with a standard input.
+func executeReading(t *testing.T, in io.Reader, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
 	cores, err := affinity.Cores()
 	if err != nil {
 		t.Fatal(err)
@@ -28,6 +38,7 @@ func execute(t *testing.T, args ...string) (code int, stdout, stderr string) {
 		}
 	}()
 	root := &cobra.Command{Use: "worker"}
+	root.SetIn(in)
 	root.AddCommand(newExecCommand())
 	var out, errOut bytes.Buffer
 	code = cli.Run(t.Context(), root, append([]string{"exec"}, args...), &out, &errOut)
@@ -107,6 +118,31 @@ func TestExecRunsCopiesTogether(t *testing.T) {
 	}
 	if _, out, _ = execute(t, args...); !strings.Contains(out, "channels_last, eager, 3 at a time") {
 		t.Errorf("output does not say how it ran:\n%s", out)
+	}
+}
+
+// TestExecIsHeldUntilTheEndOfItsInput: it has no other way to begin.
+func TestExecIsHeldUntilTheEndOfItsInput(t *testing.T) {
+	args := []string{"--models", refRepository(t), "--engine", "ref", "--engine-lib", enginetest.ReferenceLibrary(t), "affine", "3", "1", "0", "--json"}
+	in := strings.NewReader("words that count for nothing")
+	code, out, errOut := executeReading(t, in, append(args, "--hold")...)
+	if code != cli.ExitOK || !strings.Contains(out, `"count":3`) || in.Len() > 0 {
+		t.Errorf("exit %d, output %q, %d bytes of input unread: %s", code, out, in.Len(), errOut)
+	}
+	broken := errors.New("input is broken")
+	code, out, errOut = executeReading(t, iotest.ErrReader(broken), append(args, "--hold")...)
+	if code != cli.ExitFailed || out != "" || !strings.Contains(errOut, broken.Error()) {
+		t.Errorf("exit %d, output %q, %q: expected that of the input", code, out, errOut)
+	}
+	if code, _, errOut = executeReading(t, iotest.ErrReader(broken), args...); code != cli.ExitOK {
+		t.Errorf("exit %d without --hold: %s: expected that nothing is read", code, errOut)
+	}
+	endless, writer := io.Pipe()
+	defer writer.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := held(ctx, endless); !errors.Is(err, context.Canceled) {
+		t.Errorf("held to the end of its context: %v", err)
 	}
 }
 

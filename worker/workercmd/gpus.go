@@ -178,7 +178,7 @@ func runAsMPSClient(cmd *cobra.Command, cfg mps.Config, share int) error {
 	}
 	again := exec.CommandContext(cmd.Context(), program, os.Args[1:]...)
 	again.Env = append(os.Environ(), d.Env(mps.Limits{Share: share})...)
-	again.Stdout, again.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+	again.Stdin, again.Stdout, again.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
 	var exit *exec.ExitError
 	if err := again.Run(); errors.As(err, &exit) && exit.ExitCode() > 0 {
 		return cli.WithCode(exit.ExitCode(), nil) // it has said why
