@@ -281,8 +281,9 @@ def judged(doc: Optional[Json]) -> str:
              ", ".join(f"{o['model']} {o['share']} % b{o['batch']}" for o in r["others"]), f"{r['slowdown']:.3f}", f"{r['predicted']:.3f}",
              f"{100 * (r['predicted'] / r['slowdown'] - 1):+.1f} %"] for r in doc["runs"]]
     p90 = doc["error"]["p90"]
+    base = "their own alone, measured just before" if all("alone_ms" in r for r in doc["runs"]) else "the profiled medians"
     return (f"## {title}\n\nMedians of gpu-lets at full load beside neighbours at full load, in combinations that the model was not fitted to,\n"
-            "over the profiled medians; predicted without the margin that plans add.\n\n"
+            f"over {base}; predicted without the margin that plans add.\n\n"
             + table(["gpu-let", "beside", "measured", "predicted", "off by"], rows)
             + f"\nTarget: a p90 error of at most 10 %. It is {100 * p90:.1f} % over {doc['error']['pairs']} ({doc['kind']} model, median "
               f"{100 * doc['error']['p50']:.1f} %, at most {100 * doc['error']['max']:.1f} %): {mark(p90 <= 0.1)}. "

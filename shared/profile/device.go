@@ -59,6 +59,8 @@ type Measurement struct {
 	Others []Running `json:"others"`
 	// Slowdown is the median batch time beside the others over the median alone.
 	Slowdown float64 `json:"slowdown"`
+	// AloneMs is the median alone, in ms; 0: not noted.
+	AloneMs float64 `json:"alone_ms,omitempty"`
 }
 
 // Running is a model kept busy with batches of one size on a share of the GPU.
@@ -88,6 +90,9 @@ func ParseCorun(path string, data []byte) (*Corun, error) {
 func (m Measurement) validate(at string) error {
 	if !(m.Slowdown > 0) || math.IsInf(m.Slowdown, 0) {
 		return fmt.Errorf("key %q: found %v: expected a factor above 0", at+".slowdown", m.Slowdown)
+	}
+	if m.AloneMs < 0 {
+		return fmt.Errorf("key %q: found %v: expected a time above 0, or none", at+".alone_ms", m.AloneMs)
 	}
 	if len(m.Others) == 0 {
 		return fmt.Errorf("key %q: found none: expected at least one neighbour", at+".others")

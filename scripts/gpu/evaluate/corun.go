@@ -34,8 +34,9 @@ func newCorunCommand() *cobra.Command {
 		Use:   "corun",
 		Short: "Measure gpu-lets beside neighbours at full load, in new combinations",
 		Long: `Runs combinations of models and splits that are not in the GPU type's corun.json, each gpu-let at full
-load, and writes every median over the profiled one: the slowdown that the interference model should
-have predicted. planner fit --judge holds it against that model.`,
+load, and writes every median over that of the same gpu-let alone, which was measured just before on the
+same GPU in the same way: the slowdown that the interference model should have predicted. planner fit
+--judge holds it against that model.`,
 		Example: `  evaluate corun --device cuda:0
   planner fit --gpu h100 --judge build/gpu/results/corun-runs.json`,
 	}, cfg, &cfg.Common, func(ctx context.Context) error {
@@ -53,7 +54,7 @@ have predicted. planner fit --judge holds it against that model.`,
 
 func corun(ctx context.Context, cfg *corunConfig, r *corunResult) error {
 	r.About = cfg.Common.about(ctx)
-	r.Runs = profile.Corun{GPUType: cfg.GPUType, Date: r.About.Date, Source: "evaluate corun: medians beside neighbours over profiled medians"}
+	r.Runs = profile.Corun{GPUType: cfg.GPUType, Date: r.About.Date, Source: "evaluate corun: medians beside neighbours over medians alone, of one session"}
 	set, _ := profile.LoadDir(cfg.Common.Profiles)
 	b, stop, err := startBench(ctx, &cfg.Common)
 	if err != nil {
@@ -68,29 +69,77 @@ func corun(ctx context.Context, cfg *corunConfig, r *corunResult) error {
 	if len(list) == 0 {
 		return fmt.Errorf("no two models with profiles of %s at the shares of one split", cfg.GPUType)
 	}
+	s := session{span: cfg.Span, together: b.together, alone: map[execRun]float64{}}
 	for _, runs := range list[:min(len(list), cfg.Most)] {
-		if cfg.Common.left() < cfg.Span+10*time.Second && len(r.Runs.Runs) > 0 {
+		if cfg.Common.left() < s.takes(runs) && len(r.Runs.Runs) > 0 {
 			say("the budget ends after %d measurements", len(r.Runs.Runs))
 			return nil
 		}
-		results, err := b.together(ctx, runs, cfg.Span)
+		measured, err := s.measure(ctx, runs)
 		if err != nil {
 			return err
 		}
-		for i, self := range runs {
-			p, _ := set.Get(cfg.GPUType, self.Model)
-			m := profile.Measurement{Self: profile.Running{Model: self.Model, Share: self.Share, Batch: self.Batch}}
-			for k, o := range runs {
-				if k != i {
-					m.Others = append(m.Others, profile.Running{Model: o.Model, Share: o.Share, Batch: o.Batch})
-				}
-			}
-			m.Slowdown = results[i].P50Ms / median(p, self.Share, self.Batch)
-			say("%s %d%% b%d beside %d: x%.3f", self.Model, self.Share, self.Batch, len(m.Others), m.Slowdown)
-			r.Runs.Runs = append(r.Runs.Runs, m)
-		}
+		r.Runs.Runs = append(r.Runs.Runs, measured...)
 	}
 	return nil
+}
+
+// session measures combinations, and what their gpu-lets take alone.
+type session struct {
+	span     time.Duration
+	together func(ctx context.Context, runs []execRun, span time.Duration) ([]execResult, error)
+	alone    map[execRun]float64 // medians in ms of what has run alone
+}
+
+// loadTime is more than processes take to load their models and to end.
+const loadTime = 10 * time.Second
+
+// takes is how long a combination may take.
+func (s *session) takes(runs []execRun) time.Duration {
+	parts := 1
+	for i, r := range runs {
+		if s.alone[r] == 0 && !slices.Contains(runs[:i], r) {
+			parts++
+		}
+	}
+	return time.Duration(parts) * (s.span + loadTime)
+}
+
+// measure runs each of a combination alone, unless it was, and then all together.
+func (s *session) measure(ctx context.Context, runs []execRun) ([]profile.Measurement, error) {
+	for _, r := range runs {
+		if s.alone[r] > 0 {
+			continue
+		}
+		results, err := s.together(ctx, []execRun{r}, s.span)
+		if err != nil {
+			return nil, err
+		}
+		if s.alone[r] = results[0].P50Ms; s.alone[r] <= 0 {
+			return nil, fmt.Errorf("%s %d%% b%d alone: found a median of %v ms: expected more than 0", r.Model, r.Share, r.Batch, s.alone[r])
+		}
+	}
+	results, err := s.together(ctx, runs, s.span)
+	if err != nil {
+		return nil, err
+	}
+	var measured []profile.Measurement
+	for i, self := range runs {
+		m := profile.Measurement{Self: self.running(), AloneMs: s.alone[self], Slowdown: results[i].P50Ms / s.alone[self]}
+		for k, o := range runs {
+			if k != i {
+				m.Others = append(m.Others, o.running())
+			}
+		}
+		say("%s %d%% b%d beside %d: x%.3f of %.3f ms", self.Model, self.Share, self.Batch, len(m.Others), m.Slowdown, m.AloneMs)
+		measured = append(measured, m)
+	}
+	return measured, nil
+}
+
+// running is r as interference models know it.
+func (r execRun) running() profile.Running {
+	return profile.Running{Model: r.Model, Share: r.Share, Batch: r.Batch}
 }
 
 // median is the profiled median of a measured point; 0: there is none.
@@ -148,7 +197,7 @@ func measured(set *profile.Set, gpuType string, runs []execRun) bool {
 	}
 	var all []profile.Running
 	for _, r := range runs {
-		all = append(all, profile.Running{Model: r.Model, Share: r.Share, Batch: r.Batch})
+		all = append(all, r.running())
 	}
 	return slices.ContainsFunc(known.Runs, func(m profile.Measurement) bool {
 		return key(append([]profile.Running{m.Self}, m.Others...)) == key(all)

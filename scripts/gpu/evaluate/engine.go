@@ -132,14 +132,16 @@ func (b *bench) run(ctx context.Context, r execRun, count int) (res execResult, 
 // longRun is more batches than a process runs before it is told to stop.
 const longRun = 1_000_000
 
-// together runs all of them at the same time and measures for about span after the last has loaded.
+// together runs all of them at the same time for about span: they begin when the last has loaded, so that
+// every median is one beside all others, and the median of one alone is measured in the same way.
 func (b *bench) together(ctx context.Context, runs []execRun, span time.Duration) ([]execResult, error) {
-	ctx, cancel := context.WithTimeout(ctx, span+60*time.Second)
-	defer cancel()
+	ctx, stop := context.WithTimeout(ctx, span+60*time.Second)
 	var started []*running
 	defer func() {
+		stop()
 		for _, p := range started {
-			p.end()
+			_ = p.input.Close() // of one that is held still
+			<-p.done
 		}
 	}()
 	for _, r := range runs {
@@ -154,15 +156,16 @@ func (b *bench) together(ctx context.Context, runs []execRun, span time.Duration
 			return nil, err
 		}
 	}
+	for _, p := range started {
+		_ = p.input.Close() // that of a process that has ended fails, which its results show
+	}
 	if err := lifecycle.Sleep(ctx, span); err != nil {
 		return nil, err
 	}
-	for _, p := range started {
-		_ = p.cmd.Process.Signal(syscall.SIGINT)
-	}
+	stop()
 	results := make([]execResult, len(runs))
 	for i, p := range started {
-		p.end()
+		<-p.done
 		if err := json.Unmarshal(p.out.Bytes(), &results[i]); err != nil {
 			return nil, fmt.Errorf("%s: %w: %s", runs[i].Model, err, tail(p.words.String(), 300))
 		}
@@ -173,15 +176,26 @@ func (b *bench) together(ctx context.Context, runs []execRun, span time.Duration
 // running is a worker exec in the background.
 type running struct {
 	cmd        *exec.Cmd
+	input      io.Closer // its end makes the process run
 	out, words bytes.Buffer
 	ready      chan struct{} // closed when the model is loaded
 	done       chan struct{} // closed when it has ended
 }
 
+// start starts a process that loads a model and is held then. The end of ctx tells it to stop, and
+// makes it, should it take too long.
 func (b *bench) start(ctx context.Context, r execRun) (*running, error) {
-	p := &running{cmd: exec.CommandContext(ctx, b.cfg.program("worker"), b.args(r, longRun)...), ready: make(chan struct{}), done: make(chan struct{})}
+	args := append(b.args(r, longRun), "--hold")
+	p := &running{cmd: exec.CommandContext(ctx, b.cfg.program("worker"), args...), ready: make(chan struct{}), done: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), b.client(r.Share)...)
 	p.cmd.Stdout = &p.out
+	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(syscall.SIGINT) }
+	p.cmd.WaitDelay = 10 * time.Second
+	input, err := p.cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	p.input = input
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
 		return nil, err
@@ -211,17 +225,6 @@ func (p *running) loaded(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// end waits for the process, which was told to stop, by force if need be.
-func (p *running) end() {
-	select {
-	case <-p.done:
-		return
-	case <-time.After(10 * time.Second):
-	}
-	_ = p.cmd.Process.Kill()
-	<-p.done
 }
 
 // names reads a list that is separated by spaces.

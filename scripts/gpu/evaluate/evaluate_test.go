@@ -324,12 +324,90 @@ func TestCombinationsAreNewAndProfiled(t *testing.T) {
 		}
 	}
 	first := all[0]
-	running := func(r execRun) profile.Running {
-		return profile.Running{Model: r.Model, Share: r.Share, Batch: r.Batch}
-	}
-	set.AddCorun(&profile.Corun{GPUType: "g", Runs: []profile.Measurement{{Self: running(first[1]), Others: []profile.Running{running(first[0])}, Slowdown: 1}}})
+	set.AddCorun(&profile.Corun{GPUType: "g", Runs: []profile.Measurement{{Self: first[1].running(), Others: []profile.Running{first[0].running()}, Slowdown: 1}}})
 	if again := combinations(set, "g", set.Models("g")); cmp.Equal(first, again[0], cmp.AllowUnexported(execRun{})) {
 		t.Errorf("%+v was measured before, and is measured again", first)
+	}
+}
+
+// TestSlowdownIsOverTheMedianAlone, which comes first and is measured once a load.
+func TestSlowdownIsOverTheMedianAlone(t *testing.T) {
+	var ran []string
+	s := session{span: time.Second, alone: map[execRun]float64{}, together: func(_ context.Context, runs []execRun, span time.Duration) ([]execResult, error) {
+		words := ""
+		results := make([]execResult, len(runs))
+		for i, r := range runs {
+			words += r.Model
+			results[i].P50Ms = float64(r.Batch) * (1 + 0.25*float64(len(runs)-1))
+		}
+		if ran = append(ran, words); span != time.Second {
+			t.Errorf("%s ran for %v", words, span)
+		}
+		return results, nil
+	}}
+	a, b, c := execRun{Model: "a", Share: 50, Batch: 4}, execRun{Model: "b", Share: 50, Batch: 8}, execRun{Model: "c", Share: 50, Batch: 1}
+	if got, want := s.takes([]execRun{a, b}), 3*(time.Second+loadTime); got != want {
+		t.Errorf("the first combination may take %v: expected %v", got, want)
+	}
+	got, err := s.measure(t.Context(), []execRun{a, b})
+	want := []profile.Measurement{
+		{Self: a.running(), Others: []profile.Running{b.running()}, Slowdown: 1.25, AloneMs: 4},
+		{Self: b.running(), Others: []profile.Running{a.running()}, Slowdown: 1.25, AloneMs: 8},
+	}
+	if d := cmp.Diff(want, got); d != "" || err != nil {
+		t.Errorf("%v\n%s", err, d)
+	}
+	if got, want := s.takes([]execRun{c, a, c}), 2*(time.Second+loadTime); got != want {
+		t.Errorf("the second combination may take %v: expected %v", got, want)
+	}
+	if _, err := s.measure(t.Context(), []execRun{c, a, c}); err != nil {
+		t.Error(err)
+	}
+	if d := cmp.Diff([]string{"a", "b", "ab", "c", "cac"}, ran); d != "" {
+		t.Errorf("ran %q\n%s", ran, d)
+	}
+	if _, err := s.measure(t.Context(), []execRun{{Model: "d", Share: 10}}); err == nil || !strings.Contains(err.Error(), "d 10% b0 alone: found a median of 0 ms") {
+		t.Errorf("error %v: expected that a median of 0 is no base", err)
+	}
+}
+
+// standIn is a bench whose worker is a script. It loads model, batch and share from its arguments, and
+// reports how many processes had loaded when its runs began, as sms.
+func standIn(t *testing.T) *bench {
+	t.Helper()
+	dir := t.TempDir()
+	t.Setenv("LOADED", t.TempDir())
+	script := `#!/bin/sh
+trap 'stop=1' INT
+case $2 in broken) echo "worker: no such model" >&2; exit 1 ;; esac
+touch "$LOADED/$$"
+echo "$2 is on cpu" >&2
+cat >/dev/null
+loaded=$(ls "$LOADED" | wc -l)
+while [ -z "$stop" ]; do sleep 0.01; done
+echo "{\"count\": 1, \"p50_ms\": $4, \"sms\": $loaded}"
+`
+	if err := os.WriteFile(filepath.Join(dir, "worker"), []byte(script), 0o700); err != nil { //nolint:gosec // it is run
+		t.Fatal(err)
+	}
+	return &bench{cfg: &config{Bin: dir, Device: "cpu"}}
+}
+
+func TestNoneRunsBeforeAllHaveLoaded(t *testing.T) {
+	b := standIn(t)
+	results, err := b.together(t.Context(), []execRun{{Model: "a", Batch: 4}, {Model: "b", Batch: 8}, {Model: "c", Batch: 1}}, time.Millisecond)
+	want := []execResult{{Count: 1, P50Ms: 4, SMs: 3}, {Count: 1, P50Ms: 8, SMs: 3}, {Count: 1, P50Ms: 1, SMs: 3}}
+	if d := cmp.Diff(want, results); d != "" || err != nil {
+		t.Errorf("%v\n%s", err, d)
+	}
+}
+
+// TestOneThatCannotLoadEndsTheOthers, which are held and would wait for ever.
+func TestOneThatCannotLoadEndsTheOthers(t *testing.T) {
+	b := standIn(t)
+	_, err := b.together(t.Context(), []execRun{{Model: "a"}, {Model: "broken"}}, time.Millisecond)
+	if err == nil || !strings.Contains(err.Error(), "no such model") {
+		t.Errorf("error %v: expected the process's last words", err)
 	}
 }
 
@@ -424,11 +502,14 @@ func TestThePageSaysWhatWasMeasured(t *testing.T) {
 		"It is 1.80 times over 1 mixes, those of 2 on which `sbp` had any goodput: met", "**not met**, behind mps on game (1900 against 1800)",
 		"scen1, sbp: not measured: no profile of bert", "8 samples of lenet",
 		"It is 1.10 s over 1: met", "it is 1.20: met", "it is 0.90 s: met", "The least is 1.50: **not met**",
-		"2 x 50 %", "| 150 | 1.50 |", "+4.0 %", "It is 4.0 % over 1", "Test GPU",
+		"2 x 50 %", "| 150 | 1.50 |", "over the profiled medians", "+4.0 %", "It is 4.0 % over 1", "Test GPU",
 	} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("the page lacks %q", want)
 		}
+	}
+	if strings.Contains(string(text), "their own alone") {
+		t.Error("the page takes the profile's medians for medians alone")
 	}
 	if strings.Contains(string(text), "Not measured yet") {
 		t.Error("the page says that something is missing")
@@ -441,6 +522,21 @@ func TestThePageSaysWhatWasMeasured(t *testing.T) {
 	}
 	if words, err := results(t, "--results", dir, "--page", page, "--check"); err == nil || !strings.Contains(words, "run scripts/gpu/results.py") {
 		t.Errorf("a page that was changed by hand passes: %s", words)
+	}
+}
+
+func TestThePageSaysWhatSlowdownIsOver(t *testing.T) {
+	parts := everyPart(false)
+	for _, run := range parts["judged.json"].(map[string]any)["runs"].([]any) { //nolint:forcetypeassert // made above
+		run.(map[string]any)["alone_ms"] = 2.5 //nolint:forcetypeassert // made above
+	}
+	dir := writeParts(t, parts)
+	page := filepath.Join(dir, "page.md")
+	if words, err := results(t, "--results", dir, "--page", page); err != nil {
+		t.Fatal(words)
+	}
+	if text, err := os.ReadFile(page); err != nil || !strings.Contains(string(text), "over their own alone, measured just before;") {
+		t.Errorf("%v: the page does not say what the slowdown is over", err)
 	}
 }
 
