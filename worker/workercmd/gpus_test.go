@@ -20,6 +20,7 @@ import (
 	"github.com/gpulet/gpulet/worker/internal/agent"
 	"github.com/gpulet/gpulet/worker/internal/device"
 	"github.com/gpulet/gpulet/worker/internal/engine"
+	"github.com/gpulet/gpulet/worker/internal/engine/enginetest"
 	"github.com/gpulet/gpulet/worker/internal/mps"
 	"github.com/gpulet/gpulet/worker/internal/mps/mpstest"
 )
@@ -172,10 +173,16 @@ func TestRefusesToServeOnMoreThanItsShare(t *testing.T) {
 		{share: 50, sms: 132, seen: 80, refused: true},
 		{share: 100, sms: 132, seen: 132},
 		{share: 20, sms: 0, seen: 132}, // not known
+		{share: 1, sms: 132, seen: 2},
+		{share: 2, sms: 46, seen: 1, refused: true}, // less than one SM
+		{share: 3, sms: 46, seen: 1},
 	} {
 		if why := unpartitioned(c.share, c.sms, engine.Device{SMs: c.seen}); (why != "") != c.refused {
 			t.Errorf("%+v: %q", c, why)
 		}
+	}
+	if why := unpartitioned(2, 46, engine.Device{SMs: 1}); why != "share 2 % of 46 SMs is less than one SM: expected at least 3 %" {
+		t.Errorf("less than one SM: %q", why)
 	}
 	eng := deviceEngine{sms: 132}
 	cfg := gpuletConfig{Device: "cuda:0", Share: 20, SMs: 132}
@@ -186,6 +193,46 @@ func TestRefusesToServeOnMoreThanItsShare(t *testing.T) {
 	var log bytes.Buffer
 	if sms, err := cfg.checkShare(eng, slog.New(slog.NewTextHandler(&log, nil))); err != nil || sms != 132 || !strings.Contains(log.String(), "serving unpartitioned") {
 		t.Errorf("%d SMs, %v, log %q: expected a warning", sms, err, log.String())
+	}
+}
+
+// TestAGPUThatTheEngineCannotUseIsLeftAlone, with the engine's own words; all of them are an error.
+func TestAGPUThatTheEngineCannotUseIsLeftAlone(t *testing.T) {
+	mpsCfg, inv := twoGPUs(t)
+	g, err := startGPUs(t.Context(), mpsCfg, inv, false, silent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.stop(context.Background())
+	inv.Driver = "driver 470.1, CUDA 11.4"
+	for i := range inv.Devices {
+		inv.Devices[i].MemBytes = 80
+	}
+	worker := filepath.Join(t.TempDir(), "worker")
+	script := "#!/bin/sh\ncase \"$CUDA_VISIBLE_DEVICES\" in \"$USABLE\") echo '{\"device\": {\"sms\": 132, \"mem_free\": 70}}' ;;" +
+		" *) echo 'error: the driver is too old' >&2; exit 1 ;; esac\n"
+	if err := os.WriteFile(worker, []byte(script), 0o700); err != nil { //nolint:gosec // it is run
+		t.Fatal(err)
+	}
+	cfg := &runConfig{Engine: engineConfig{Engine: engine.Reference, EngineLib: enginetest.ReferenceLibrary(t)}}
+	const words = "GPU 3 (two, driver 470.1, CUDA 11.4)"
+
+	t.Setenv("USABLE", "GPU-aaaaaaaa-1111")
+	h := &host{Config: agent.Config{Inventory: *inv}, gpus: g}
+	if err := h.measureGPUs(t.Context(), worker, cfg); err != nil {
+		t.Fatal(err)
+	}
+	if d := h.Inventory.Devices; len(d) != 1 || d[0].Index != 0 || d[0].SMs != 132 || d[0].MemBytes != 70 {
+		t.Errorf("devices %+v: expected the first, with 132 SMs and what is free of it", d)
+	}
+	if n := h.Inventory.Notes; len(n) != 1 || !strings.HasPrefix(n[0], words+" is left alone: ") || !strings.Contains(n[0], "the driver is too old") {
+		t.Errorf("notes %q", n)
+	}
+
+	t.Setenv("USABLE", "none")
+	h = &host{Config: agent.Config{Inventory: *inv}, gpus: g}
+	if err := h.measureGPUs(t.Context(), worker, cfg); err == nil || !strings.Contains(err.Error(), words+": ") || !strings.Contains(err.Error(), "the driver is too old") {
+		t.Errorf("error %v: expected one for each GPU", err)
 	}
 }
 

@@ -163,18 +163,27 @@ func (h *host) useGPUs(ctx context.Context, program string, cfg *runConfig, choi
 }
 
 // measureGPUs has the engine say what it sees of each GPU: how many SMs, and how much memory is free.
+// GPUs that it cannot use leave the inventory, with a note; without any left it fails.
 func (h *host) measureGPUs(ctx context.Context, program string, cfg *runConfig) error {
-	for i := range h.Inventory.Devices {
-		d := &h.Inventory.Devices[i]
+	kept := h.Inventory.Devices[:0:0]
+	var errs []error
+	for _, d := range h.Inventory.Devices {
 		p, err := probe(ctx, program, cfg.Engine, "cuda:0", h.gpus.env(d.Index, d.UUID, mps.Limits{}))
 		if err != nil {
-			return fmt.Errorf("GPU %d (%s, %s): %w", d.Index, d.Name, h.Inventory.Driver, err)
+			errs = append(errs, fmt.Errorf("GPU %d (%s, %s): %w", d.Index, d.Name, h.Inventory.Driver, err))
+			h.Inventory.Notes = append(h.Inventory.Notes, fmt.Sprintf("GPU %d (%s, %s) is left alone: %v", d.Index, d.Name, h.Inventory.Driver, err))
+			continue
 		}
 		d.SMs = p.Device.SMs
 		if p.Device.MemFree > 0 {
 			d.MemBytes = min(d.MemBytes, p.Device.MemFree)
 		}
+		kept = append(kept, d)
 	}
+	if len(kept) == 0 {
+		return errors.Join(errs...)
+	}
+	h.Inventory.Devices = kept
 	return nil
 }
 
@@ -312,11 +321,14 @@ func newEngineCommand() *cobra.Command {
 	return cmd
 }
 
-// unpartitioned says why a process must not serve: it sees more of the GPU than its share. Empty:
-// all is well, or nothing can be told.
+// unpartitioned says why a process must not serve: it sees more of the GPU than its share, or has to,
+// since MPS gives no less than an SM. Empty: all is well, or nothing can be told.
 func unpartitioned(share, sms int, seen engine.Device) string {
 	if sms <= 0 || seen.SMs <= 0 {
 		return ""
+	}
+	if share*sms < 100 {
+		return fmt.Sprintf("share %d %% of %d SMs is less than one SM: expected at least %d %%", share, sms, (100+sms-1)/sms)
 	}
 	least, most := device.ExpectedSMs(share, sms)
 	if seen.SMs <= most {
