@@ -200,6 +200,16 @@ func TestGpuletsStayWhereTheyCan(t *testing.T) {
 	}
 }
 
+// TestPlansAreSoughtNearWhatIsKnownToBeCarried, also where only one of the two peaks was found.
+func TestPlansAreSoughtNearWhatIsKnownToBeCarried(t *testing.T) {
+	for _, c := range []struct{ promised, most, total, want float64 }{{400, 900, 500, 500}, {400, 900, 1000, 900}, {400, 0, 500, 400}} {
+		x := attempt{promised: c.promised, most: c.most}
+		if got := x.carried(c.total); got != c.want {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
+}
+
 func TestEveryAssignmentTakesAWholeRequest(t *testing.T) {
 	got := admitRequests(lets("50 a", "50 b"), map[string]int{"a": 8})
 	if a, b := got.Gpulets[0].Models[0].Batch, got.Gpulets[1].Models[0].Batch; a != 8 || b != 1 {

@@ -403,14 +403,19 @@ func (x *attempt) plan(ctx context.Context, total float64) (plan.Plan, error) {
 		}
 	}
 	// Algorithms need not carry less whenever they carry more: the most that is found near it.
+	most := x.carried(total)
 	for part := 1.0; part > 0.3; part -= 0.05 {
-		p, complete, err := x.site.planFor(ctx, x.arm, x.slos, scaled(x.parts, part*min(total, x.most)), nil)
+		p, complete, err := x.site.planFor(ctx, x.arm, x.slos, scaled(x.parts, part*most), nil)
 		if complete || err != nil {
 			return p, err
 		}
 	}
-	return plan.Plan{}, fmt.Errorf("no plan of %s carries a third of %.0f samples/s", x.arm.algorithm, min(total, x.most))
+	return plan.Plan{}, fmt.Errorf("no plan of %s carries a third of %.0f samples/s", x.arm.algorithm, most)
 }
+
+// carried is what may be carried of a total rate: no more than the algorithm is known to, with the
+// planner's margin or without, whichever is more.
+func (x *attempt) carried(total float64) float64 { return min(total, max(x.promised, x.most)) }
 
 // try measures one total rate, in samples/s.
 func (x *attempt) try(ctx context.Context, total float64) (try, error) {

@@ -144,18 +144,11 @@ func poison(ctx context.Context, s *site, name string) error {
 
 func harmed(ctx context.Context, cfg *harmConfig, r *harmResult, way harming) error {
 	r.About = cfg.Common.about(ctx)
-	s, err := startSite(ctx, &cfg.Common)
+	s, models, err := startSiteWith(ctx, &cfg.Common, names(cfg.On))
 	if err != nil {
 		return err
 	}
 	defer s.stop()
-	models, err := cfg.Common.available(names(cfg.On))
-	if err != nil {
-		return err
-	}
-	if err := s.registered(ctx, models); err != nil {
-		return err
-	}
 	if r.Victim, err = s.victim(ctx, models, way); err != nil {
 		return err
 	}

@@ -62,6 +62,21 @@ func startSite(ctx context.Context, cfg *config, workerFlags ...string) (*site, 
 	return s, nil
 }
 
+// startSiteWith starts the system and waits until it knows those of the named models that there are.
+func startSiteWith(ctx context.Context, cfg *config, named []string) (s *site, models []string, err error) {
+	if models, err = cfg.available(named); err != nil {
+		return nil, nil, err
+	}
+	if s, err = startSite(ctx, cfg); err != nil {
+		return nil, nil, err
+	}
+	if err := s.registered(ctx, models); err != nil {
+		s.stop()
+		return nil, nil, err
+	}
+	return s, models, nil
+}
+
 // startQueue starts the frontend and connects to its NATS.
 func (s *site) startQueue(ctx context.Context) (err error) {
 	if s.frontend, err = startProcess(s.dir, "frontend", s.cfg.program("frontend"), "serve", "--http-addr", "127.0.0.1:0",

@@ -56,18 +56,11 @@ func newStartCommand() *cobra.Command {
 
 func starts(ctx context.Context, cfg *startConfig, r *startResult) error {
 	r.About = cfg.Common.about(ctx)
-	s, err := startSite(ctx, &cfg.Common)
+	s, models, err := startSiteWith(ctx, &cfg.Common, names(cfg.On))
 	if err != nil {
 		return err
 	}
 	defer s.stop()
-	models, err := cfg.Common.available(names(cfg.On))
-	if err != nil {
-		return err
-	}
-	if err := s.registered(ctx, models); err != nil {
-		return err
-	}
 	p, err := s.newProbe()
 	if err != nil {
 		return err
