@@ -112,6 +112,7 @@ func newRig(t testing.TB, o rigOptions) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.inbox.Close)
+	t.Cleanup(r.unstored.Wait) // before the connection is closed: the server may have answered the request first
 	if !o.none {
 		r.start(o.models...)
 	}
