@@ -93,6 +93,7 @@ type Planner struct {
 	traffic  traffic
 	queues   queues
 	fixed    map[string]error // by model: why its queue is not as the model asks
+	cramped  map[string]error // by model: why its queue is smaller than the plan asks
 	notices  notices
 
 	schedule    epoch.Schedule
@@ -111,6 +112,7 @@ func New(cfg Config, b Bus, m *Metrics, log *slog.Logger) *Planner {
 		traffic:     newTraffic(cfg.Decide.Demand),
 		queues:      queues{},
 		fixed:       map[string]error{},
+		cramped:     map[string]error{},
 		notices:     notices{log: log},
 		schedule:    epoch.Schedule{Epoch: cfg.Epoch, MinGap: cfg.MinGap},
 		reconnected: make(chan struct{}, 1),
@@ -335,7 +337,7 @@ func (p *Planner) epoch(ctx context.Context, now time.Time, cause, why string) e
 	d := epoch.Decide(p.cfg.Decide, p.state)
 	took := time.Since(begin)
 	p.metrics.epoch(cause, d, took)
-	for _, err := range slices.Concat(p.registry.problems, fileProblems, slices.Collect(maps.Values(p.fixed))) {
+	for _, err := range slices.Concat(p.registry.problems, fileProblems, slices.Collect(maps.Values(p.fixed)), slices.Collect(maps.Values(p.cramped))) {
 		d.Problems = append(d.Problems, err.Error())
 	}
 	slices.Sort(d.Problems)
@@ -407,6 +409,7 @@ func (p *Planner) register(ctx context.Context) error {
 	}
 	for _, name := range change.remove {
 		delete(p.fixed, name)
+		delete(p.cramped, name)
 		if err := p.bus.DeleteModel(ctx, name); err != nil {
 			return fmt.Errorf("take back %s: %w", name, err)
 		}

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -353,6 +354,15 @@ func TestAQueueThatCannotGrowIsAProblemAndNoMore(t *testing.T) {
 	next.Revision, next.Pinned = next.Revision+1, false
 	w.put(next)
 	w.plan("with both", serves("resnet50", "vgg16"))
+	w.eventually("the problem goes with the plan that asked for so much", func() error {
+		r, err := w.admin.Planner(t.Context())
+		for _, p := range r.Problems {
+			if strings.Contains(p, "the queue stays at") {
+				return errors.New(p)
+			}
+		}
+		return err
+	})
 }
 
 // put publishes over whatever plan there is.

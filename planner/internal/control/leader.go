@@ -182,7 +182,7 @@ func (p *Planner) takeOffice(ctx context.Context, term uint64) error {
 // without leading, and is kept.
 func (p *Planner) beginTerm(term uint64) {
 	p.term, p.prepared, p.claimed = term, false, false
-	p.queues, p.fixed = queues{}, map[string]error{}
+	p.queues, p.fixed, p.cramped = queues{}, map[string]error{}, map[string]error{}
 	p.registry.retired = nil
 	p.schedule.Again()
 	p.state.History, p.result = epoch.History{}, epoch.Decision{}

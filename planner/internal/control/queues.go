@@ -24,6 +24,7 @@ type queue struct {
 func (p *Planner) ensureQueue(ctx context.Context, m model.Model, next plan.Plan) error {
 	has, ok := p.queues[m.Name]
 	want := queue{has.Grow(epoch.QueueFor(m, next, p.state.Loads[m.Name], p.bus.MaxPayload())), m.Storage}
+	delete(p.cramped, m.Name)
 	if ok && want == has {
 		return nil
 	}
@@ -42,7 +43,7 @@ func (p *Planner) ensureQueue(ctx context.Context, m model.Model, next plan.Plan
 	}
 	if errors.Is(err, bus.ErrOverloaded) && ok {
 		// The server has no room for a larger one. Plans are made all the same; it is tried again.
-		p.fixed[m.Name] = fmt.Errorf("model %s: the queue stays at %d messages and %d bytes, wanted %d and %d: %w",
+		p.cramped[m.Name] = fmt.Errorf("model %s: the queue stays at %d messages and %d bytes, wanted %d and %d: %w",
 			m.Name, has.MaxMsgs, has.MaxBytes, want.MaxMsgs, want.MaxBytes, err)
 		return nil
 	}

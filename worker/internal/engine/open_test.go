@@ -17,8 +17,8 @@ func TestOpenSaysWhatToInstall(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct {
-		engine, library string
-		words           []string
+		engine, path string
+		words        []string
 	}{
 		"missing file":      {engine.Torch, filepath.Join(empty, "x.so"), []string{"x.so", "apt-get install libtorch-dev libopenblas0-serial g++", "make engine"}},
 		"empty folder":      {engine.Torch, empty, []string{filepath.Join(empty, "libgpulet_torch.so"), "make engine"}},
@@ -29,7 +29,7 @@ func TestOpenSaysWhatToInstall(t *testing.T) {
 		"sim, no latencies": {engine.Simulated, "", []string{"latency"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := engine.Open(c.engine, engine.Options{Library: c.library})
+			_, err := engine.Open(c.engine, engine.Options{Library: c.path})
 			if code := engine.CodeOf(err); code != engine.EUNSUPPORTED && code != engine.EINVAL {
 				t.Fatalf("error %v (%v)", err, code)
 			}
