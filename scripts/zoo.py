@@ -44,10 +44,13 @@ def separable(cin: int, cout: int, stride: int = 1) -> nn.Sequential:
 class SSDMobileNetV1(nn.Module):
     """SSD on a MobileNet-v1 backbone at 300x300: six feature maps (19, 10, 5, 3, 2, 1), 1,917 anchors.
 
-    Returns raw box offsets [N, 1917, 4] and class logits [N, 1917, classes]. Decoding and non-maximum
-    suppression have data-dependent shapes and belong to the client or a later stage.
+    Returns raw box offsets [N, 1917, 4], class logits [N, 1917, classes], and what of it most clients want
+    [N, 100, 6]: the anchors that are surest of an object, surest first, each with its class, the class's
+    probability (sigmoid) and its box offsets. Non-maximum suppression has data-dependent shapes and belongs
+    to the client or a later stage.
     """
 
+    BEST = 100
     MAPS = ((512, 3), (1024, 6), (512, 6), (256, 6), (256, 6), (128, 6))  # (channels, anchors per cell)
 
     def __init__(self, classes: int = 91):
@@ -75,8 +78,18 @@ class SSDMobileNetV1(nn.Module):
             maps.append(x)
         boxes = [h(m).permute(0, 2, 3, 1).flatten(1) for h, m in zip(self.boxes, maps)]
         scores = [h(m).permute(0, 2, 3, 1).flatten(1) for h, m in zip(self.scores, maps)]
-        return (torch.cat(boxes, 1).unflatten(1, (-1, 4)),
-                torch.cat(scores, 1).unflatten(1, (-1, self.classes)))
+        all_boxes = torch.cat(boxes, 1).unflatten(1, (-1, 4))
+        all_scores = torch.cat(scores, 1).unflatten(1, (-1, self.classes))
+        return all_boxes, all_scores, self.best(all_boxes, all_scores)
+
+    def best(self, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The most likely objects. Class 0 is the background."""
+        surest, label = scores[..., 1:].max(-1)
+        top, anchor = surest.topk(self.BEST, 1)
+        return torch.cat((
+            (label.gather(1, anchor) + 1).type_as(boxes).unsqueeze(-1),
+            top.sigmoid().unsqueeze(-1),
+            boxes.gather(1, anchor.unsqueeze(-1).expand(-1, -1, 4))), -1)
 
 
 class EncoderLayer(nn.Module):

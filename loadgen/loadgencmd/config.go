@@ -31,6 +31,8 @@ type loadConfig struct {
 	Body string `env:"BODY" envDefault:"auto" usage:"what requests carry: auto (samples, else random tensors), random (tensors, as bytes where the model takes them) or jpeg (one JPEG of its size for each model that takes images)"`
 	// Samples is how many samples a random request has.
 	Samples int `env:"SAMPLES" envDefault:"1" usage:"samples in each request of random tensors"`
+	// Outputs are asked for instead of all.
+	Outputs string `env:"OUTPUTS" usage:"outputs to ask for instead of all, as in bert=logits,ssd=boxes+scores"`
 	// Varying is the length of dimensions that a model leaves open, in random inputs.
 	Varying int `env:"VARYING" envDefault:"16" usage:"length of a model's varying dimensions in random inputs"`
 	// Seed makes arrivals and random inputs.
@@ -50,7 +52,8 @@ type loadConfig struct {
 	// MetricsAddr answers /metrics while requests are sent.
 	MetricsAddr string `env:"METRICS_ADDR" usage:"address of /metrics, /healthz and pprof while it runs (default: none)"`
 
-	slos map[string]time.Duration // SLO, parsed
+	slos    map[string]time.Duration // SLO, parsed
+	outputs map[string][]string      // Outputs, parsed
 }
 
 // Validate checks what can be checked without the system.
@@ -92,6 +95,13 @@ func (c *loadConfig) Validate() error {
 			return fmt.Errorf("--slo: %w", err)
 		}
 		c.slos = slos
+	}
+	if c.Outputs != "" {
+		outputs, err := scenario.ParseOutputs(c.Outputs)
+		if err != nil {
+			return fmt.Errorf("--outputs: %w", err)
+		}
+		c.outputs = outputs
 	}
 	return nil
 }

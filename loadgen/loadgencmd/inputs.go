@@ -35,6 +35,9 @@ func (s *session) inputs(m model.Config) ([]payload.Item, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := payload.Ask(items, s.cfg.outputs[m.Name], m.Outputs); err != nil {
+		return nil, cli.Usagef("--outputs: model %s: %v", m.Name, err)
+	}
 	s.items[m.Name] = items
 	return items, nil
 }

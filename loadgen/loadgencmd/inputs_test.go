@@ -97,12 +97,15 @@ func TestAutoSendsTensorsAsTheModelHasThem(t *testing.T) {
 func TestWrongBodies(t *testing.T) {
 	sys, _ := visual(t)
 	for want, args := range map[string][]string{
-		`--body "gif": expected auto, random or jpeg`:                   {"--body", "gif"},
-		"--samples 0: expected 1 to":                                    {"--samples", "0"},
-		"--samples 2: --body jpeg sends one image per request":          {"--samples", "2", "--body", "jpeg"},
-		"--samples 9: model vision: expected at most 8, its max_batch":  {"--samples", "9"},
-		"samples.msgpack is sent one sample at a time: expected --body": {"--samples", "2", "--rates", "digits=1"},
-		"--body jpeg: none of the models takes images":                  {"--body", "jpeg", "--rates", "digits=1"},
+		`--outputs: model digits: output "z": the model has no such output: expected "y"`: {"--outputs", "digits=z", "--rates", "digits=1"},
+		"--outputs vision: no requests are sent to that model":                            {"--outputs", "vision=y", "--rates", "digits=1"},
+		`--outputs: digits: found "y+": expected names of outputs, separated by +`:        {"--outputs", "digits=y+"},
+		`--body "gif": expected auto, random or jpeg`:                                     {"--body", "gif"},
+		"--samples 0: expected 1 to":                                                      {"--samples", "0"},
+		"--samples 2: --body jpeg sends one image per request":                            {"--samples", "2", "--body", "jpeg"},
+		"--samples 9: model vision: expected at most 8, its max_batch":                    {"--samples", "9"},
+		"samples.msgpack is sent one sample at a time: expected --body":                   {"--samples", "2", "--rates", "digits=1"},
+		"--body jpeg: none of the models takes images":                                    {"--body", "jpeg", "--rates", "digits=1"},
 	} {
 		if r := loadgen(t, sys, append([]string{"run", "--rates", "vision=1"}, args...)...); r.code != 2 || !strings.Contains(r.stderr, want) {
 			t.Errorf("%v: exit %d, expected 2 and %q in\n%s", args, r.code, want, r.stderr)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -170,9 +171,14 @@ func (s *session) streams(ctx context.Context, sc scenario.Scenario) ([]drive.St
 	if err != nil {
 		return nil, err
 	}
-	for name := range s.cfg.slos {
-		if !slices.Contains(sc.Names(), name) {
-			return nil, cli.Usagef("--slo %s: no requests are sent to that model", name)
+	for _, set := range []struct {
+		flag   string
+		models []string
+	}{{"--slo", slices.Sorted(maps.Keys(s.cfg.slos))}, {"--outputs", slices.Sorted(maps.Keys(s.cfg.outputs))}} {
+		for _, name := range set.models {
+			if !slices.Contains(sc.Names(), name) {
+				return nil, cli.Usagef("%s %s: no requests are sent to that model", set.flag, name)
+			}
 		}
 	}
 	var streams []drive.Stream

@@ -41,7 +41,7 @@ func TestProtocolPageNamesEverything(t *testing.T) {
 		bus.BucketPlan, bus.BucketLease, bus.BucketState, bus.BucketModels, bus.BucketProfiles, bus.BucketSuspects, bus.KeyPlan, bus.KeyPlanner,
 		bus.StreamName("<model>"), bus.Subject("<model>"), bus.DLQSubject("<model>"), bus.ResultSubject("<model>", "<request id>"), bus.CancelSubject("<model>", "<request id>"),
 		bus.HeaderReason, bus.HeaderSubject, bus.HeaderSequence, bus.HeaderStored, bus.HeaderDelivered, bus.HeaderMsgID, bus.HeaderBodyDropped, bus.HeaderLastWords, bus.HeaderGpulet, bus.HeaderAttempt,
-		wire.HeaderReplyTo, wire.HeaderRequestID, wire.HeaderDeadline, wire.HeaderTimeout, wire.HeaderPriority, wire.HeaderKeep, wire.HeaderStatus, wire.HeaderType,
+		wire.HeaderReplyTo, wire.HeaderRequestID, wire.HeaderDeadline, wire.HeaderTimeout, wire.HeaderPriority, wire.HeaderOutputs, wire.HeaderKeep, wire.HeaderStatus, wire.HeaderType,
 		wire.TypeMsgpack, wire.TypeJSON, wire.TypeRaw,
 		string(wire.StatusOK), string(wire.BadRequest), string(wire.UnknownModel), string(wire.Overloaded), string(wire.Unavailable),
 		string(wire.Expired), string(wire.Cancelled), string(wire.Failed), string(wire.Poisoned),

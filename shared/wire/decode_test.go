@@ -306,6 +306,13 @@ func TestRequestCheck(t *testing.T) {
 			t.Errorf("%v: expected an error with %q", err, c.want)
 		}
 	}
+	var chosen Request
+	if err := chosen.ChooseOutputs("b, a"); err != nil || chosen.CheckOutputs(specs) != nil {
+		t.Errorf("chosen by header: %v, %q: expected b and a", err, chosen.Outputs)
+	}
+	if err := (&Request{}).ChooseOutputs(strings.Repeat("b,", 1<<14)); err == nil || !strings.Contains(err.Error(), "bytes: expected the names of at most") {
+		t.Errorf("a header without end: %v", err)
+	}
 	if err := (Request{Outputs: []string{"b", "a"}}).CheckOutputs(specs); err != nil {
 		t.Error(err)
 	}

@@ -376,6 +376,23 @@ func (r Request) Check(specs []tensor.Spec) (samples int64, err error) {
 	return samples, nil
 }
 
+// ChooseOutputs takes the choice of outputs that a request's headers make: names, separated by
+// commas; header is the value of HeaderOutputs. A body that chooses leaves nothing to choose.
+func (r *Request) ChooseOutputs(header string) error {
+	switch {
+	case header == "":
+		return nil
+	case len(r.Outputs) > 0:
+		return fmt.Errorf("header %s: found %.100q beside a body that names outputs: expected one of the two", HeaderOutputs, header)
+	case len(header) > DefaultLimits.MaxTensors*(DefaultLimits.MaxName+1):
+		return fmt.Errorf("header %s: %d bytes: expected the names of at most %d outputs", HeaderOutputs, len(header), DefaultLimits.MaxTensors)
+	}
+	for name := range strings.SplitSeq(header, ",") {
+		r.Outputs = append(r.Outputs, strings.TrimSpace(name))
+	}
+	return nil
+}
+
 // CheckOutputs reports whether every output that req asks for, if any, is one of specs and asked
 // for once.
 func (r Request) CheckOutputs(specs []tensor.Spec) error {

@@ -14,7 +14,8 @@ const (
 	HeaderDeadline  = "Gpulet-Deadline" // unix µs
 	HeaderTimeout   = "Gpulet-Timeout"  // Go duration, from the stream's timestamp
 	HeaderPriority  = "Gpulet-Priority"
-	HeaderKeep      = "Gpulet-Keep" // "true": the reply is stored as a result, too
+	HeaderOutputs   = "Gpulet-Outputs" // names, separated by commas; for bodies that cannot name any
+	HeaderKeep      = "Gpulet-Keep"    // "true": the reply is stored as a result, too
 	HeaderStatus    = "Gpulet-Status"
 	HeaderType      = "Content-Type"
 )

@@ -77,18 +77,27 @@ func Tensors(req wire.Request, m *model.Model) error {
 	if samples > int64(m.MaxBatch) {
 		return Refusef(wire.BadRequest, "model %s: %d samples: expected at most %d, the model's max_batch", m.Name, samples, m.MaxBatch)
 	}
+	return outputs(req, m)
+}
+
+func outputs(req wire.Request, m *model.Model) error {
 	if err := req.CheckOutputs(m.Outputs); err != nil {
 		return BadRequest(fmt.Errorf("model %s: %w", m.Name, err))
 	}
 	return nil
 }
 
-// Image refuses an image for a model that takes none.
-func Image(m *model.Model) error {
+// Image refuses an image for a model that takes none, and a choice of outputs (the value of
+// wire.HeaderOutputs) that it does not have.
+func Image(m *model.Model, chosen string) error {
 	if _, err := m.ImageInput(); err != nil {
 		return BadRequest(fmt.Errorf("model %s: %w", m.Name, err))
 	}
-	return nil
+	var req wire.Request
+	if err := req.ChooseOutputs(chosen); err != nil {
+		return BadRequest(err)
+	}
+	return outputs(req, m)
 }
 
 // Deadline returns when the request is given up: what its headers say, else its model's timeout

@@ -65,6 +65,20 @@ func TestImagesAreQueuedAsTheyCame(t *testing.T) {
 	}
 }
 
+// An image has no place for a choice of outputs: it is made by a header, which reaches the gpu-let.
+func TestOutputsOfAnImageAreChosenByHeader(t *testing.T) {
+	d := open(t, frontendtest.Start(t, frontendtest.Vision()))
+	chosen := make(chan string, 1)
+	d.Work(t, frontendtest.Vision(), func(m *bus.Msg, req wire.Request) wire.Reply {
+		chosen <- m.Get(wire.HeaderOutputs)
+		return frontendtest.VisionWorker(m, req)
+	})
+	got := d.post(t, visionInfer, "an image", "Content-Type", wire.TypePNG, wire.HeaderOutputs, "size")
+	if outputs := <-chosen; got.code != 200 || outputs != "size" {
+		t.Errorf("%d %s, the gpu-let was told %q: expected size", got.code, got.body, outputs)
+	}
+}
+
 func TestMetadataSaysHowInputsMayCome(t *testing.T) {
 	d := open(t, frontendtest.Start(t, frontendtest.Vision()))
 	var got struct {

@@ -123,7 +123,7 @@ func (s *Server) submit(w http.ResponseWriter, r *http.Request, m *model.Model, 
 	if left <= 0 {
 		return nil, none, now, admit.Refusef(wire.Expired, "model %s: the deadline passed while the request was read", m.Name)
 	}
-	queued.Model, queued.RequestID, queued.Timeout, queued.Header = m.Name, id, left, carried(r.Header)
+	queued.Model, queued.RequestID, queued.Timeout, queued.Header = m.Name, id, left, carried(r.Header, queued.ContentType)
 	req.Inputs = nil
 	call, err := s.sender.Send(&queued)
 	if err != nil {
@@ -173,12 +173,15 @@ func (s *Server) read(h http.Header, body []byte, m *model.Model, buf *[]byte) (
 		return wire.V2Request{}, bus.Message{}, admit.BadRequest(err)
 	}
 	if isImage {
-		if err := admit.Image(m); err != nil {
+		if err := admit.Image(m, h.Get(wire.HeaderOutputs)); err != nil {
 			return wire.V2Request{}, bus.Message{}, err
 		}
 		return wire.V2Request{}, bus.Message{ContentType: kind, Body: body}, admit.Message(len(body), maxPayload)
 	}
 	req, err := decode(h, body, m, wire.Limits{MaxBytes: int(max(maxPayload, s.opts.MaxBody))})
+	if err == nil {
+		err = req.ChooseOutputs(h.Get(wire.HeaderOutputs))
+	}
 	if err != nil {
 		return wire.V2Request{}, bus.Message{}, admit.BadRequest(err)
 	}
@@ -191,12 +194,17 @@ func (s *Server) read(h http.Header, body []byte, m *model.Model, buf *[]byte) (
 	return req, bus.Message{Body: *buf}, admit.Message(len(*buf), maxPayload)
 }
 
-// carried are the client's headers that travel with the request: its trace (W3C trace context).
-func carried(h http.Header) map[string]string {
+// carried are the client's headers that travel with the request: its trace (W3C trace context), and
+// with an image, which has no other place for it, the choice of outputs.
+func carried(h http.Header, contentType string) map[string]string {
+	headers := map[string]string{}
 	if tp := h.Get(headerTrace); tp != "" && len(tp) <= maxTrace {
-		return map[string]string{headerTrace: tp}
+		headers[headerTrace] = tp
 	}
-	return nil
+	if outputs := h.Get(wire.HeaderOutputs); outputs != "" && contentType != "" {
+		headers[wire.HeaderOutputs] = outputs
+	}
+	return headers
 }
 
 // errClientGone stands for a request that nobody waits for any more.

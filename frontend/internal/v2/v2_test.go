@@ -287,7 +287,7 @@ func TestBadRequestsNeverReachTheQueue(t *testing.T) {
 	pair := frontendtest.Model("pair", []tensor.Spec{
 		{Name: "a", DType: tensor.FP32, Shape: []int64{-1}}, {Name: "b", DType: tensor.INT32, Shape: []int64{}},
 	}, []tensor.Spec{{Name: "y", DType: tensor.FP32, Shape: []int64{}}})
-	d := open(t, frontendtest.Start(t, frontendtest.Toy(), pair))
+	d := open(t, frontendtest.Start(t, frontendtest.Toy(), frontendtest.Vision(), pair))
 	x := func(rest string) string { return `{"inputs":[{"name":"x",` + rest + `}]}` }
 	good := x(`"shape":[1,2],"datatype":"FP32","data":[1,2]`)
 	short := x(`"shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}`)
@@ -313,6 +313,9 @@ func TestBadRequestsNeverReachTheQueue(t *testing.T) {
 		{"missing input", "pair", `{"inputs":[{"name":"a","shape":[1,2],"datatype":"FP32","data":[1,2]}]}`, nil, 400, `input "b" is missing: expected "a", "b"`},
 		{"different samples", "pair", `{"inputs":[{"name":"a","shape":[1,2],"datatype":"FP32","data":[1,2]},{"name":"b","shape":[2],"datatype":"INT32","data":[1,2]}]}`, nil, 400, `input "b": 2 samples: expected 1 as in input "a"`},
 		{"unknown output", "toy", good[:len(good)-1] + `,"outputs":[{"name":"triple"}]}`, nil, 400, `output "triple": the model has no such output: expected "double", "index"`},
+		{"unknown output by header", "toy", good, []string{wire.HeaderOutputs, "triple"}, 400, `output "triple": the model has no such output: expected "double", "index"`},
+		{"outputs chosen twice", "toy", good[:len(good)-1] + `,"outputs":[{"name":"double"}]}`, []string{wire.HeaderOutputs, "index"}, 400, `header Gpulet-Outputs: found "index" beside a body that names outputs: expected one of the two`},
+		{"unknown output of an image", "vision", "\xff\xd8\xff", []string{"Content-Type", "image/jpeg", wire.HeaderOutputs, "shape"}, 400, `model vision: output "shape": the model has no such output: expected "size"`},
 		{"shared memory", "toy", x(`"shape":[1,2],"datatype":"FP32","parameters":{"shared_memory_region":"r","shared_memory_byte_size":8}`), nil, 400, "shared memory is not supported"},
 		{"binary bytes missing", "toy", short + "abc", []string{jsonLength, strconv.Itoa(len(short))}, 400, "binary_data_size 8: 3 bytes of binary data are left"},
 		{"JSON length beyond the body", "toy", good, []string{jsonLength, "100000"}, 400, "100000 bytes of JSON announced: the body has"},

@@ -55,7 +55,8 @@ type httpStream struct {
 type httpBody struct {
 	data        []byte
 	contentType string
-	jsonLength  string // empty: the body is no v2 request
+	jsonLength  string            // empty: the body is no v2 request
+	header      map[string]string // of an image: its choice of outputs
 }
 
 // HTTP returns a Sender to a frontend's v2 API; run is as for NATS.
@@ -83,7 +84,7 @@ func encodeStream(o HTTPOptions, st Stream) (httpStream, error) {
 	hs := httpStream{url: strings.TrimSuffix(o.URL, "/") + "/v2/models/" + url.PathEscape(st.Model) + "/infer"}
 	for i, it := range st.Items {
 		if it.Image != nil {
-			hs.bodies = append(hs.bodies, httpBody{data: it.Image, contentType: it.ContentType})
+			hs.bodies = append(hs.bodies, httpBody{data: it.Image, contentType: it.ContentType, header: imageHeaders(it)})
 			continue
 		}
 		req := wire.V2Request{Request: it.Request, Timeout: o.Timeout, BinaryOutputs: true}
@@ -91,7 +92,7 @@ func encodeStream(o HTTPOptions, st Stream) (httpStream, error) {
 		if err != nil {
 			return hs, fmt.Errorf("request %d: %w", i, err)
 		}
-		hs.bodies = append(hs.bodies, httpBody{data, wire.TypeRaw, strconv.Itoa(n)})
+		hs.bodies = append(hs.bodies, httpBody{data: data, contentType: wire.TypeRaw, jsonLength: strconv.Itoa(n)})
 	}
 	return hs, nil
 }
@@ -138,6 +139,9 @@ func (s *httpSender) post(r Request) (wire.Reply, error) {
 		return wire.Reply{}, err
 	}
 	req.Header.Set(wire.HeaderType, body.contentType)
+	for name, value := range body.header {
+		req.Header.Set(name, value)
+	}
 	if body.jsonLength != "" {
 		req.Header.Set(jsonLength, body.jsonLength)
 	} else if s.timeout > 0 {

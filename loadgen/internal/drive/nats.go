@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gpulet/gpulet/loadgen/internal/payload"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/wire"
 )
@@ -33,7 +34,8 @@ type natsStream struct {
 
 type natsBody struct {
 	data        []byte
-	contentType string // empty: msgpack
+	contentType string            // empty: msgpack
+	header      map[string]string // of an image: its choice of outputs
 }
 
 // NATS returns a Sender over the bus. run makes the request ids of this run its own:
@@ -44,7 +46,7 @@ func NATS(b Publisher, run string, streams []Stream, sink Sink) (Sender, error) 
 		ns := natsStream{model: st.Model}
 		for i, it := range st.Items {
 			if it.Image != nil {
-				ns.bodies = append(ns.bodies, natsBody{it.Image, it.ContentType})
+				ns.bodies = append(ns.bodies, natsBody{it.Image, it.ContentType, imageHeaders(it)})
 				continue
 			}
 			body, err := wire.EncodeRequest(wire.TypeMsgpack, it.Request)
@@ -63,6 +65,14 @@ func NATS(b Publisher, run string, streams []Stream, sink Sink) (Sender, error) 
 	return s, nil
 }
 
+// imageHeaders are what an image's body has no place for.
+func imageHeaders(it payload.Item) map[string]string {
+	if len(it.Request.Outputs) == 0 {
+		return nil
+	}
+	return map[string]string{wire.HeaderOutputs: strings.Join(it.Request.Outputs, ",")}
+}
+
 // Send implements Sender.
 func (s *natsSender) Send(r Request) {
 	st := &s.streams[r.Stream]
@@ -73,7 +83,7 @@ func (s *natsSender) Send(r Request) {
 	err := s.bus.PublishAsync(&bus.Message{
 		Model: st.model, RequestID: id, MsgID: id,
 		ReplyTo: s.inbox.Address(token), Timeout: r.Timeout,
-		ContentType: body.contentType, Body: body.data,
+		ContentType: body.contentType, Header: body.header, Body: body.data,
 	}, func(_ bus.Receipt, err error) {
 		if err != nil {
 			s.sink.Refused(r.Stream, r.Seq, statusOf(err), err.Error(), !errors.Is(err, bus.ErrUnavailable))

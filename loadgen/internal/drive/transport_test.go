@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpulet/gpulet/loadgen/internal/arrival"
 	"github.com/gpulet/gpulet/loadgen/internal/echotest"
+	"github.com/gpulet/gpulet/loadgen/internal/payload"
 	"github.com/gpulet/gpulet/loadgen/internal/report"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/embedded/embeddedtest"
@@ -73,6 +74,59 @@ func TestNATSRefusalsAreErrors(t *testing.T) {
 	}
 	if big.Errors[wire.BadRequest] != big.Sent || big.Sent == 0 {
 		t.Errorf("9 MiB: %d sent, errors %v", big.Sent, big.Errors)
+	}
+}
+
+// chosen notes which outputs the requests that are published ask for by header.
+type chosen struct {
+	Publisher
+	mu      sync.Mutex // guards outputs
+	outputs map[string]int
+}
+
+func (c *chosen) PublishAsync(m *bus.Message, done func(bus.Receipt, error)) error {
+	c.note(m.Header[wire.HeaderOutputs])
+	return c.Publisher.PublishAsync(m, done)
+}
+
+func (c *chosen) note(outputs string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.outputs == nil {
+		c.outputs = map[string]int{}
+	}
+	c.outputs[outputs]++
+}
+
+// An image has no place for a choice of outputs: a header makes it, over both ways.
+func TestImagesAskForOutputsByHeader(t *testing.T) {
+	const d = 100 * time.Millisecond
+	sys := echotest.Start(t)
+	sys.Vision(t, "vision")
+	sys.Serve(t, "vision", nil)
+	pictures := func() []Stream {
+		s := echoStream("vision", 200, d)
+		s.Items = []payload.Item{{Image: []byte("a picture"), ContentType: wire.TypeJPEG, Label: -1, Request: wire.Request{Outputs: []string{"y", "z"}}}}
+		return []Stream{s}
+	}
+	c := &chosen{Publisher: embeddedtest.Connect(t, sys.NATS, bus.RoleClient)}
+	streams := pictures()
+	_, total := send(t, streams, options(d), func(s Sink) (Sender, error) { return NATS(c, "test", streams, s) })
+	if total.Sent == 0 || total.OK != total.Sent || c.outputs["y,z"] != int(total.Sent) {
+		t.Errorf("NATS: %+v, asked for %v", total, c.outputs)
+	}
+	c = &chosen{}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c.note(r.Header.Get(wire.HeaderOutputs))
+		http.Error(w, "no", http.StatusTeapot)
+	}))
+	defer srv.Close()
+	streams = pictures()
+	_, total = send(t, streams, options(d), func(s Sink) (Sender, error) {
+		return HTTP(HTTPOptions{URL: srv.URL, Connections: 2}, "test", streams, s)
+	})
+	if total.Sent == 0 || c.outputs["y,z"] != int(total.Sent) {
+		t.Errorf("HTTP: %+v, asked for %v", total, c.outputs)
 	}
 }
 

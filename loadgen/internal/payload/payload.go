@@ -7,6 +7,7 @@ package payload
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/gpulet/gpulet/shared/tensor"
 	"github.com/gpulet/gpulet/shared/wire"
@@ -15,7 +16,7 @@ import (
 // Item is one request and what is known of its right answer.
 type Item struct {
 	Request wire.Request
-	// Image, of type ContentType, is the whole body in place of Request where it is not nil.
+	// Image, of type ContentType, is the whole body in place of Request's inputs where it is not nil.
 	Image       []byte
 	ContentType string
 	// Expected holds the right outputs; empty: unknown.
@@ -42,6 +43,19 @@ func FromSamples(s wire.Samples, specs []tensor.Spec) ([]Item, error) {
 		items[i] = it
 	}
 	return items, nil
+}
+
+// Ask has every item ask for the named outputs of those that the model has, and judges only them; no
+// names: all.
+func Ask(items []Item, names []string, specs []tensor.Spec) error {
+	if err := (wire.Request{Outputs: names}).CheckOutputs(specs); err != nil || len(names) == 0 {
+		return err
+	}
+	for i := range items {
+		items[i].Request.Outputs = names
+		items[i].Expected = slices.DeleteFunc(items[i].Expected, func(t tensor.Tensor) bool { return !slices.Contains(names, t.Name) })
+	}
+	return nil
 }
 
 // Verdict is what an answer is worth.

@@ -3,6 +3,7 @@ package payload
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -80,6 +81,29 @@ func TestAnswersAreJudged(t *testing.T) {
 	}
 	if v := (Item{Label: -1}).Judge(nil, 0); v != (Verdict{}) {
 		t.Errorf("nothing expected, judged %+v", v)
+	}
+}
+
+func TestOnlyOutputsAskedForAreJudged(t *testing.T) {
+	specs := []tensor.Spec{{Name: "a", DType: tensor.UINT8}, {Name: "b", DType: tensor.UINT8}}
+	out := func(name string, v byte) tensor.Tensor {
+		return tensor.Tensor{Name: name, DType: tensor.UINT8, Shape: []int64{1}, Data: []byte{v}}
+	}
+	items := []Item{{Expected: []tensor.Tensor{out("a", 1), out("b", 2)}, Label: -1}}
+	if err := Ask(items, nil, specs); err != nil || len(items[0].Expected) != 2 || items[0].Request.Outputs != nil {
+		t.Errorf("asked for nothing: %+v, %v", items[0], err)
+	}
+	if err := Ask(items, []string{"b"}, specs); err != nil || !slices.Equal(items[0].Request.Outputs, []string{"b"}) {
+		t.Fatalf("%+v, %v", items[0], err)
+	}
+	if v := items[0].Judge([]tensor.Tensor{out("b", 2)}, 0); v.Wrong {
+		t.Errorf("b alone is wrong: %s", v.Why)
+	}
+	if v := items[0].Judge([]tensor.Tensor{out("a", 1)}, 0); !v.Wrong {
+		t.Error("a alone is right")
+	}
+	if err := Ask(items, []string{"c"}, specs); err == nil {
+		t.Error("an output that the model does not have was taken")
 	}
 }
 

@@ -27,6 +27,17 @@ func ParseSLOs(text string) (map[string]time.Duration, error) {
 	return pairs(text, "lenet=50ms,bert=1s", parseDuration)
 }
 
+// ParseOutputs reads "ssd=boxes+scores,bert=logits": the outputs to ask for.
+func ParseOutputs(text string) (map[string][]string, error) {
+	return pairs(text, "bert=logits,ssd=boxes+scores", func(v string) ([]string, error) {
+		names := strings.Split(v, "+")
+		if slices.Contains(names, "") {
+			return nil, fmt.Errorf("found %q: expected names of outputs, separated by +", v)
+		}
+		return names, nil
+	})
+}
+
 // mixes are the workloads of the gpu-let paper (Choi et al., USENIX ATC 2022), as requests to each
 // model for one of the whole; the requests of game and traffic are sent independently of each other.
 var mixes = map[string]map[string]float64{

@@ -21,6 +21,20 @@ import (
 )
 
 // TestSearchEndsNearTheBorder also shows how few rates it takes when the answer is near the start.
+func TestOutputsAreAskedOfModelsThatAreSentRequests(t *testing.T) {
+	list := "a=x,b=y+z,c=x"
+	for want, requests := range map[string]map[string]float64{
+		"": {"d": 1}, "b=y+z": {"b": 1, "d": 1}, "a=x,c=x": {"c": 1, "a": 2},
+	} {
+		if got := of(requests, list); got != want {
+			t.Errorf("%v: %q: expected %q", requests, got, want)
+		}
+	}
+	if got := of(map[string]float64{"a": 1}, ""); got != "" {
+		t.Errorf("nothing is asked for: %q", got)
+	}
+}
+
 func TestSearchEndsNearTheBorder(t *testing.T) {
 	for _, c := range []struct {
 		border float64

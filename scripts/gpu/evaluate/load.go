@@ -163,6 +163,9 @@ func (s *site) sendForm(ctx context.Context, l load, f form, requests map[string
 	if f.samples > 1 {
 		args = append(args, "--samples", strconv.Itoa(f.samples))
 	}
+	if outputs := of(requests, s.cfg.Outputs); outputs != "" {
+		args = append(args, "--outputs", outputs)
+	}
 	ctx, cancel := context.WithTimeout(ctx, l.warmup+l.duration+30*time.Second)
 	defer cancel()
 	_, state, failed := output(ctx, nil, s.cfg.program("loadgen"), args...)
@@ -174,6 +177,16 @@ func (s *site) sendForm(ctx context.Context, l load, f form, requests map[string
 		return r, 0, fmt.Errorf("loadgen: %w", err)
 	}
 	return r, state.UserTime() + state.SystemTime(), nil
+}
+
+// of is the part of a list model=value,... that concerns the models that requests are sent to.
+func of(requests map[string]float64, list string) string {
+	parts := slices.DeleteFunc(strings.Split(list, ","), func(part string) bool {
+		name, _, _ := strings.Cut(part, "=")
+		_, sent := requests[name]
+		return !sent
+	})
+	return strings.Join(parts, ",")
 }
 
 // parseSamples reads model=N,...

@@ -48,6 +48,8 @@ type config struct {
 	EngineLib string `env:"ENGINE_LIB" envDefault:"build/lib" usage:"folder of the engine's shared library"`
 	// Reserve is that of planner run: what is planned keeps it.
 	Reserve time.Duration `env:"RESERVE" envDefault:"1ms" usage:"part of every SLO that plans keep for what happens outside the engine"`
+	// Outputs leaves the detector's 700 KB of raw boxes and scores where they are.
+	Outputs string        `env:"OUTPUTS" envDefault:"ssd-mobilenetv1=best" usage:"outputs that clients ask for instead of all, as for loadgen"`
 	Budget  time.Duration `env:"BUDGET" envDefault:"8m" usage:"time for everything; what does not fit is left for another run"`
 	Seed    uint64        `env:"SEED" envDefault:"1" usage:"seed of arrivals"`
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gpulet/gpulet/shared/tensor"
+	"github.com/gpulet/gpulet/shared/wire"
 	"github.com/gpulet/gpulet/worker/internal/blackbox"
 	"github.com/gpulet/gpulet/worker/internal/images"
 )
@@ -109,6 +110,9 @@ func (l *loop) decodeImage(req *request, kind string) error {
 	m := req.model
 	spec, err := m.Config.ImageInput()
 	if err != nil {
+		return err
+	}
+	if err := req.choose(wire.Request{}); err != nil {
 		return err
 	}
 	to := images.Shape{Channels: int(spec.Shape[0]), Height: int(spec.Shape[1]), Width: int(spec.Shape[2])}

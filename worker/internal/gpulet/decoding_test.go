@@ -81,6 +81,45 @@ func TestImagesAreSamples(t *testing.T) {
 	}
 }
 
+// An image and raw bytes have no place for a choice of outputs: a header makes it.
+func TestOutputsAreChosenByHeader(t *testing.T) {
+	r := newRig(t, rigOptions{models: []string{"a"}, images: true})
+	r.waitReady(1)
+	both := wire.Request{Inputs: []tensor.Tensor{{Name: "x", DType: tensor.UINT8, Shape: []int64{1, 1, 4, 4}, Data: grey(10).Pix}}, Outputs: []string{"y"}}
+	msgpack, err := wire.EncodeRequest(wire.TypeMsgpack, both)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const last = "n"
+	for id, c := range map[string]struct {
+		kind string
+		body []byte
+		want string // names, or what is wrong
+		bad  bool
+	}{
+		"png":     {wire.TypePNG, pngOf(t, grey(10)), last, false},
+		"raw":     {wire.TypeRaw, make([]byte, 4*16), last, false},
+		"twice":   {wire.TypeMsgpack, msgpack, `header Gpulet-Outputs: found "` + last + `" beside a body that names outputs`, true},
+		"unknown": {wire.TypePNG, pngOf(t, grey(10)), `output "nope": the model has no such output`, true},
+	} {
+		header := last
+		if id == "unknown" {
+			header = last + ", nope"
+		}
+		r.publish(&bus.Message{
+			Model: "a", RequestID: id, ReplyTo: r.inbox.Address(id), ContentType: c.kind, Body: c.body,
+			Header: map[string]string{wire.HeaderOutputs: header},
+		})
+		rep := r.wait(id)[0]
+		switch {
+		case c.bad && (rep.Status != wire.BadRequest || !strings.Contains(rep.Detail, c.want)):
+			t.Errorf("%s: %s %q: expected bad_request with %q", id, rep.Status, rep.Detail, c.want)
+		case !c.bad && (len(rep.Outputs) != 1 || rep.Outputs[0].Name != c.want):
+			t.Errorf("%s: %s %q: expected only output %q", id, rep.Status, rep.Detail, c.want)
+		}
+	}
+}
+
 func TestBadImagesAreRefused(t *testing.T) {
 	r := newRig(t, rigOptions{models: []string{"a"}, images: true})
 	r.waitReady(1)

@@ -40,12 +40,17 @@ func (r *request) decode() error {
 	if samples > int64(m.MaxBatch) {
 		return fmt.Errorf("%d samples: expected at most %d, the model's max_batch", samples, m.MaxBatch)
 	}
-	if err := req.CheckOutputs(m.Outputs); err != nil {
+	r.samples, r.inputs = int(samples), inOrder(req.Inputs, m.Inputs)
+	return r.choose(req)
+}
+
+// choose notes which outputs are wanted: those that body or headers name.
+func (r *request) choose(body wire.Request) error {
+	if err := body.ChooseOutputs(r.msg.Get(wire.HeaderOutputs)); err != nil {
 		return err
 	}
-	r.samples, r.outputs = int(samples), req.Outputs
-	r.inputs = inOrder(req.Inputs, m.Inputs)
-	return nil
+	r.outputs = body.Outputs
+	return body.CheckOutputs(r.model.Config.Outputs)
 }
 
 // inOrder sorts inputs, which hold each of specs once, like specs.
