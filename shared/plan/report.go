@@ -1,6 +1,9 @@
 package plan
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // HostReport is what an agent says of its host, every few seconds and on change.
 type HostReport struct {
@@ -56,6 +59,11 @@ type GpuletReport struct {
 	Note   string        `json:"note,omitempty"`
 	Models []ModelReport `json:"models"`
 	Time   time.Time     `json:"time"`
+}
+
+// Serves reports whether the gpu-let is ready and has the model loaded.
+func (r GpuletReport) Serves(model string) bool {
+	return r.State == Ready && slices.ContainsFunc(r.Models, func(m ModelReport) bool { return m.Model == model && m.Loaded })
 }
 
 // ModelReport counts what a gpu-let did for one model since it started.

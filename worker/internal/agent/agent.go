@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os/exec"
 	"slices"
 	"sync"
@@ -35,6 +36,7 @@ type Bus interface {
 	PutHost(ctx context.Context, r plan.HostReport) error
 	DeleteHost(ctx context.Context, host string) error
 	PutGpulet(ctx context.Context, r plan.GpuletReport) error
+	Gpulet(ctx context.Context, id string) (plan.GpuletReport, error)
 	DeleteGpulet(ctx context.Context, id string) error
 	PutProfile(ctx context.Context, p profile.Profile) error
 	Suspect(ctx context.Context, model string, seq uint64, stored time.Time) (plan.Suspect, error)
@@ -98,7 +100,10 @@ type Agent struct {
 	events   chan event
 
 	plan     plan.Plan
-	planned  bool // a plan has been seen
+	planned  bool                         // a plan has been seen
+	since    time.Time                    // when the plan came
+	peers    *peers                       // on other hosts
+	heard    map[string]plan.GpuletReport // of peers, by id, since the plan came
 	models   map[string]resolved
 	problems map[string]string // of measuring, by model
 	sharing  []string          // what is wrong with sharing devices
@@ -163,12 +168,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	models := local.run(drain, registered)
 	measured := startMeasuring(drain, a.cfg, a.bus)
 	a.report = startReporter(a.bus, a.log)
+	a.peers = startPeers(drain, a.bus, a.log)
 	for _, n := range a.cfg.Inventory.Notes {
 		a.log.Warn("device", "note", n)
 	}
 	a.loop(drain, abort, plans, models, measured)
 	a.accusing.Wait()
 	a.report.stop(a.cfg.Host)
+	a.peers.wait()
 	local.wait()
 	measured.wait()
 	return nil
@@ -209,6 +216,8 @@ func (a *Agent) loop(drain, abort context.Context, plans <-chan plan.Plan, model
 			a.reportHost()
 		case e := <-a.events:
 			a.handle(e)
+		case found := <-a.peers.found:
+			maps.Copy(a.heard, found)
 		case <-host.C:
 			a.reportHost()
 		case <-timer.C:
@@ -232,19 +241,21 @@ func (a *Agent) takePlan(p plan.Plan) {
 		a.log.Error("plan refused, keeping the last one", "plan_rev", p.Revision, "error", err)
 		return
 	}
-	a.plan, a.planned = p, true
+	a.plan, a.planned, a.since, a.heard = p, true, time.Now(), map[string]plan.GpuletReport{}
 	a.log.Info("plan", "plan_rev", p.Revision, "gpulets", len(a.desired().Gpulets))
 	a.reportHost()
 }
 
-// desired is this host's part of the plan.
+// desired is this host's part of the plan, and what is known of the others'.
 func (a *Agent) desired() reconcile.Desired {
-	want := reconcile.Desired{Revision: a.plan.Revision}
+	want := reconcile.Desired{Revision: a.plan.Revision, Since: a.since, Reports: a.heard}
 	if a.stopping {
 		return want
 	}
 	for _, g := range a.plan.Gpulets {
-		if _, here := a.cfg.Inventory.Device(g.GPU); here && g.Host == a.cfg.Host {
+		if g.Host != a.cfg.Host {
+			want.Elsewhere = append(want.Elsewhere, g)
+		} else if _, here := a.cfg.Inventory.Device(g.GPU); here {
 			want.Gpulets = append(want.Gpulets, g)
 		}
 	}
@@ -264,6 +275,7 @@ func (a *Agent) reconcile(now time.Time) time.Duration {
 			continue // what is gone may have kept something from starting
 		}
 		a.note(actions, now)
+		a.peers.ask(reconcile.Unseen(a.desired(), a.states()))
 		wake := reconcile.Wake(actions)
 		if wake.IsZero() || !released.IsZero() && released.Before(wake) {
 			wake = released
