@@ -56,7 +56,9 @@ type GpuletReport struct {
 	Detail   string      `json:"detail,omitempty"` // last error, in words
 	// Note is why the gpu-let is there although the plan does not say so: what should replace it does
 	// not come up, or its model was taken out of another one. Empty: it is as planned, or leaves.
-	Note   string        `json:"note,omitempty"`
+	Note string `json:"note,omitempty"`
+	// Hung is the batch that does not return from the engine, in words. Its agent ends the process.
+	Hung   string        `json:"hung,omitempty"`
 	Models []ModelReport `json:"models"`
 	Time   time.Time     `json:"time"`
 }

@@ -8,7 +8,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -113,6 +112,7 @@ type Agent struct {
 
 	deaths     map[string][]time.Time // by model: of gpu-lets that it shared with others
 	quarantine map[string]quarantined // by model
+	hangs      int                    // gpu-lets killed because their engine hung, so far
 	accused    int                    // requests that were running when a gpu-let died, so far
 	rollbacks  int                    // gpu-lets kept because their successors did not come up, so far
 	accusing   sync.WaitGroup
@@ -130,6 +130,7 @@ type child struct {
 	restarts int
 	detail   string          // why it exited
 	work     []blackbox.Work // what it died over
+	hung     string          // why it was killed, if its engine hung
 	note     string          // why it is there although the plan does not say so
 }
 
@@ -311,6 +312,11 @@ func (a *Agent) do(act reconcile.Action, now time.Time) {
 		c.proc.send(link.Command{Op: link.Drain})
 	case reconcile.Kill:
 		c.KilledAt = now
+		if act.Hung {
+			// Before the device lets go of the process: what then fails is not written down any more.
+			c.hung, c.work = act.Reason, c.proc.working()
+			a.hangs++
+		}
 		a.kill(c)
 	case reconcile.Forget:
 		delete(a.children, act.ID)
@@ -444,49 +450,6 @@ func (a *Agent) hear(c *child, r plan.GpuletReport, now time.Time) {
 	if changed {
 		a.reportHost()
 	}
-}
-
-func (a *Agent) exited(c *child, e event, now time.Time) {
-	c.proc, c.work, c.Loaded = nil, e.work, nil
-	asked := !c.DrainedAt.IsZero()
-	if deviceFailed(e.err) {
-		a.faults[c.GPU]++
-		c.Fault(now, a.cfg.Limits)
-		a.log.Error("device failed: all gpu-lets on it start again", "gpu", c.GPU, "gpulet", c.Child.ID, "faults", a.faults[c.GPU])
-	} else {
-		c.Exit(now, a.cfg.Limits)
-	}
-	c.State = plan.Failed
-	a.accuse(c, e, now)
-	switch {
-	case asked && e.err == nil:
-		a.log.Info("gpu-let ended", "gpulet", c.Child.ID)
-	case asked:
-		a.log.Warn("gpu-let ended while draining", "gpulet", c.Child.ID, "error", e.err, "last_words", e.lastWords)
-	default:
-		c.detail = exitWords(e)
-		a.log.Error("gpu-let crashed", "gpulet", c.Child.ID, "error", e.err, "crashes", c.Crashes, "last_words", e.lastWords)
-	}
-	a.putGpulet(c, now)
-}
-
-// deviceFailed reports whether a gpu-let ended because its device failed.
-func deviceFailed(err error) bool {
-	var exit *exec.ExitError
-	return errors.As(err, &exit) && exit.ExitCode() == link.ExitDeviceFailed
-}
-
-// exitWords says why a process ended that should not have.
-func exitWords(e event) string {
-	why := "exited without being asked to"
-	var exit *exec.ExitError
-	if errors.As(e.err, &exit) || e.err != nil {
-		why = "exited: " + e.err.Error()
-	}
-	if e.lastWords != "" {
-		why += ": " + e.lastWords
-	}
-	return why
 }
 
 func (a *Agent) killAll() {

@@ -35,26 +35,6 @@ type Desired struct {
 	Reports map[string]plan.GpuletReport
 }
 
-// Child is a gpu-let process as its agent knows it.
-type Child struct {
-	ID         string
-	GPU, Share int
-	State      plan.GpuletState  // as it last reported
-	Revision   uint64            // as it last reported: what it serves
-	Assigned   uint64            // the revision it was last told to serve; 0: none yet
-	Models     []plan.Assignment // what it was last told to serve
-	Loaded     []string          // as it last reported: the models that it does serve
-	Short      bool              // as it last reported: memory is why it does not serve all
-	StartedAt  time.Time
-	Heard      time.Time // its last sign of life, at first its start
-	ReadyAt    time.Time // when it became ready; zero: not yet
-	DrainedAt  time.Time // when it was told to drain; zero: it was not
-	KilledAt   time.Time // when it was killed; zero: it was not
-	ExitedAt   time.Time // zero: it runs
-	FaultedAt  time.Time // when it exited because the device failed; zero: it did not
-	Crashes    int       // in a row, of this gpu-let
-}
-
 // Limits are the times that decisions depend on.
 type Limits struct {
 	// BackoffMin and BackoffMax bound the wait before a restart. The first crash is restarted at
@@ -103,6 +83,8 @@ type Action struct {
 	Reason string
 	// Kept says of Wait that the child serves what the plan wants others to serve, who do not come up.
 	Kept bool
+	// Hung says of Kill that the engine hangs: the child is to be blamed for it as for a crash.
+	Hung bool
 }
 
 // Next returns what to do now, by gpu-let id. Doing it and calling Next again leads to the plan.
@@ -203,6 +185,8 @@ func (d *decision) child(c Child, settled bool) {
 		// It will exit.
 	case d.broken(c):
 		d.do(Action{Verb: Kill, ID: c.ID, Reason: "its GPU failed"})
+	case c.Hung != "":
+		d.do(Action{Verb: Kill, ID: c.ID, Reason: "hung: " + c.Hung, Hung: true})
 	case !c.DrainedAt.IsZero():
 		d.draining(c)
 	case d.now.Sub(c.Heard) >= d.lim.Silence:
@@ -370,43 +354,6 @@ func (l Limits) backoff(crashes int) time.Duration {
 		wait *= 2
 	}
 	return min(wait, l.BackoffMax)
-}
-
-// Fault notes that the process ended because its device failed.
-func (c *Child) Fault(now time.Time, lim Limits) {
-	c.Exit(now, lim)
-	c.FaultedAt = now
-}
-
-// Exit notes that the process ended. Only an exit that nobody asked for is a crash.
-func (c *Child) Exit(now time.Time, lim Limits) {
-	c.ExitedAt = now
-	switch stable := !c.ReadyAt.IsZero() && now.Sub(c.ReadyAt) >= lim.Stable; {
-	case !c.DrainedAt.IsZero():
-		c.Crashes = 0
-	case stable:
-		c.Crashes = 1
-	default:
-		c.Crashes++
-	}
-}
-
-// Hear notes a report.
-func (c *Child) Hear(now time.Time, r plan.GpuletReport) {
-	state := r.State
-	c.Heard, c.State, c.Revision, c.Loaded, c.Short = now, state, r.Revision, nil, false
-	for _, m := range r.Models {
-		if m.Loaded {
-			c.Loaded = append(c.Loaded, m.Model)
-		}
-		c.Short = c.Short || m.OutOfMemory && !m.Loaded
-	}
-	switch {
-	case state != plan.Ready:
-		c.ReadyAt = time.Time{}
-	case c.ReadyAt.IsZero():
-		c.ReadyAt = now
-	}
 }
 
 // Wake is when Next should be called again if nothing happens before; zero: never.

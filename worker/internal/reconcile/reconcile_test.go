@@ -31,6 +31,7 @@ var (
 //	at 3s                          sets the clock
 //	ready ID... | failed ID...     the child reports so, serving what it was last told, or nothing
 //	short ID...                    the child reports that it failed for lack of memory
+//	hung ID...                     the child repeats its last report, and that its engine hangs
 //	alive ID...                    the child repeats its last report
 //	exit ID...                     the process ends
 //	fault ID...                    the process ends because its device failed
@@ -99,7 +100,7 @@ func (h *host) run(t *testing.T, out *strings.Builder, cmd string, args []string
 		h.now = epoch.Add(d)
 	case "plan":
 		h.plan(t, args)
-	case "ready", "failed", "short", "alive", "exit", "fault":
+	case "ready", "failed", "short", "hung", "alive", "exit", "fault":
 		for _, id := range args {
 			i := h.index(id)
 			if i < 0 {
@@ -199,9 +200,12 @@ func (h *host) event(what string, c *reconcile.Child) {
 			r.Models[i].OutOfMemory = true
 		}
 		c.Hear(h.now, r)
-	case "alive":
+	case "alive", "hung":
 		r := report(c, c.State, c.State == plan.Ready)
 		r.Revision = c.Revision
+		if what == "hung" {
+			r.Hung = "batch of 8 of lenet has run for 11s, expected 20ms"
+		}
 		c.Hear(h.now, r)
 	case "exit":
 		c.Exit(h.now, h.lim)
