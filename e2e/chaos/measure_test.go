@@ -96,7 +96,8 @@ func (t table) add(what string, s Service) {
 		what, s.Model, s.RPS, s.Goodput, 100*s.Missed, s.Refused, s.RefusedP99Ms, s.P50Ms, s.P99Ms, s.GapP99Ms, s.GapMs, s.Failed)
 }
 
-// TestRepartitions changes the plan again and again at 70 % of what the smaller plan carries.
+// TestRepartitions changes the plan again and again at 70 % of what the smaller plan carries: first every
+// host serves both models, always on other gpu-lets, then each serves one, which it hands to the other.
 func TestRepartitions(t *testing.T) {
 	if *changes == 0 {
 		t.Skip("a measurement: -repartitions N")
@@ -108,27 +109,34 @@ func TestRepartitions(t *testing.T) {
 	}
 	each := 0.7 * capacity(40, 2) / 2
 	rates := map[string]float64{"a": each, "b": each}
+	out := newTable()
+	measure := func(what string, f func()) {
+		from, until := s.during(rates, through, f)
+		for _, m := range s.models {
+			service := s.ledger.Service(m.Name, m.SLO, from, until)
+			out.add(what, service)
+			if service.Failed > 0 || service.Good == 0 {
+				t.Errorf("%s, %s: %d requests failed, %d were answered in time", what, m.Name, service.Failed, service.Good)
+			}
+		}
+		fmt.Printf("%s: %.2f s each\n", what, (until-from).Seconds()/float64(*changes))
+	}
 	s.during(rates, through, func() { hold(3 * time.Second) })
-	calm := [2]time.Duration{}
-	calm[0], calm[1] = s.during(rates, through, func() { hold(time.Duration(*changes) * planGap / 4) })
-	from, until := s.during(rates, through, func() {
+	measure("without changes", func() { hold(time.Duration(*changes) * planGap / 4) })
+	measure(fmt.Sprintf("%d changes", *changes), func() {
 		for range *changes {
 			s.apply(s.shares()[(s.made+1)%2])
 			s.serving()
 		}
 	})
-	through.Close()
-	out := newTable()
-	for _, m := range s.models {
-		out.add("without changes", s.ledger.Service(m.Name, m.SLO, calm[0], calm[1]))
-		during := s.ledger.Service(m.Name, m.SLO, from, until)
-		out.add(fmt.Sprintf("%d changes", *changes), during)
-		if during.Failed > 0 || during.Good == 0 {
-			t.Errorf("%s: %d requests failed, %d were answered in time", m.Name, during.Failed, during.Good)
+	measure(fmt.Sprintf("%d moves", *changes), func() {
+		for range *changes {
+			s.move(40)
+			s.serving()
 		}
-	}
+	})
+	through.Close()
 	_ = out.w.Flush()
-	fmt.Printf("%d changes in %.0f s, %.2f s each until every new gpu-let served\n", *changes, (until - from).Seconds(), (until-from).Seconds()/float64(*changes))
 }
 
 // TestOverload measures goodput at 1, 2 and 5 times the capacity, who is shed, and what offline

@@ -359,21 +359,43 @@ func simulatedProfiles(t testing.TB, models []Model, base, each time.Duration) s
 	return dir
 }
 
-// apply publishes and pins a plan in which every host serves every model, each gpu-let with share.
+// apply publishes a plan in which every host serves every model, each gpu-let with share.
 func (s *site) apply(share int) {
 	s.t.Helper()
 	s.made++
 	var p plan.Plan
 	for _, h := range s.hosts {
-		g := plan.Gpulet{ID: fmt.Sprintf("%s-0-%d-%d", h.id, share, s.made), Host: h.id, Share: share}
-		for _, m := range s.models {
-			g.Models = append(g.Models, plan.Assignment{
-				Model: m.Name, Batch: planBatch, ExecMs: ms(s.batchTime(share)), DutyMs: ms(s.batchTime(share)) * float64(len(s.models)),
-				RateRPS: planBatch / (s.batchTime(share).Seconds() * float64(len(s.models))),
-			})
-		}
-		p.Gpulets = append(p.Gpulets, g)
+		p.Gpulets = append(p.Gpulets, s.gpulet(h, share, s.models...))
 	}
+	s.publish(p)
+}
+
+// move publishes a plan in which every host serves one model, another one than in the plan before.
+func (s *site) move(share int) {
+	s.t.Helper()
+	s.made++
+	var p plan.Plan
+	for i, h := range s.hosts {
+		p.Gpulets = append(p.Gpulets, s.gpulet(h, share, s.models[(i+s.made)%len(s.models)]))
+	}
+	s.publish(p)
+}
+
+// gpulet is one of the plan that is being made.
+func (s *site) gpulet(h *host, share int, models ...Model) plan.Gpulet {
+	g := plan.Gpulet{ID: fmt.Sprintf("%s-0-%d-%d", h.id, share, s.made), Host: h.id, Share: share}
+	for _, m := range models {
+		g.Models = append(g.Models, plan.Assignment{
+			Model: m.Name, Batch: planBatch, ExecMs: ms(s.batchTime(share)), DutyMs: ms(s.batchTime(share)) * float64(len(models)),
+			RateRPS: planBatch / (s.batchTime(share).Seconds() * float64(len(models))),
+		})
+	}
+	return g
+}
+
+// publish publishes and pins a plan.
+func (s *site) publish(p plan.Plan) {
+	s.t.Helper()
 	file := filepath.Join(s.t.TempDir(), "plan.json")
 	text, err := json.Marshal(p)
 	if err != nil {

@@ -120,6 +120,18 @@ func carried(key string, m *nats.Msg) (entry, error) {
 	return entry{key: key, value: m.Data, rev: rev, created: created}, nil
 }
 
+// getOf reads the decoded value of a key; ErrNotFound when there is none.
+func getOf[T any](ctx context.Context, b *Bus, bucket, key string) (v T, err error) {
+	e, err := b.get(ctx, bucket, key)
+	if err != nil {
+		return v, err
+	}
+	if err := json.Unmarshal(e.value, &v); err != nil {
+		return v, fmt.Errorf("%s %s, revision %d: %w", bucket, key, e.rev, err)
+	}
+	return v, nil
+}
+
 // anyRevision lets put overwrite whatever is there.
 const anyRevision = -1
 

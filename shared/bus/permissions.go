@@ -29,8 +29,8 @@ func PermissionsOf(role Role) Permissions {
 		return Permissions{
 			Publish: join([]string{
 				"$JS.API.CONSUMER.MSG.NEXT.*." + Consumer, "$JS.ACK.>", "result.>", resultGet, "dlq.>",
-				kvPrefix(BucketState) + hostKey(everything), kvPrefix(BucketState) + gpuletKey(everything), kvPrefix(BucketProfiles) + ">",
-				kvPrefix(BucketSuspects) + ">", suspectGet,
+				kvPrefix(BucketState) + hostKey(everything), kvPrefix(BucketState) + gpuletKey(everything), gpuletGet,
+				kvPrefix(BucketProfiles) + ">", kvPrefix(BucketSuspects) + ">", suspectGet,
 			}, answering, reading(BucketPlan, BucketModels, BucketProfiles)),
 			Subscribe: join([]string{own, anyCancel}, changes(BucketPlan, BucketModels, BucketProfiles)),
 		}
@@ -52,6 +52,9 @@ const (
 	resultGet  = "$JS.API.DIRECT.GET." + StreamResults + ".result.*.*"
 	suspectGet = "$JS.API.DIRECT.GET.KV_" + BucketSuspects + ".>"
 )
+
+// gpuletGet reads what gpu-lets of other hosts report.
+var gpuletGet = "$JS.API.DIRECT.GET." + kvStream(BucketState) + "." + kvPrefix(BucketState) + gpuletKey(everything)
 
 // planHistory reads old plans.
 const planHistory = "$JS.API.DIRECT.GET.KV_" + BucketPlan

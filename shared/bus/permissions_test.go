@@ -49,6 +49,7 @@ func TestRolesAreKeptApart(t *testing.T) {
 				"$KV.GPULET_PLAN.current", "$KV.GPULET_MODELS.m", "_INBOX_planner.x", "$KV.GPULET_LEASE.planner", "$KV.GPULET_STATE.planner",
 				"$JS.API.CONSUMER.CREATE.KV_GPULET_PLAN.x",
 				"$JS.API.STREAM.MSG.GET.DLQ", "$JS.API.STREAM.PURGE.DLQ", "cancel.m.r",
+				"$JS.API.DIRECT.GET.KV_GPULET_STATE.$KV.GPULET_STATE.planner",
 			},
 			[]string{">", "infer.>", "_INBOX_client.>", "_INBOX_frontend.>", "dlq.>"},
 		},

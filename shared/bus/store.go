@@ -3,8 +3,6 @@ package bus
 import (
 	"cmp"
 	"context"
-	"encoding/json"
-	"fmt"
 	"slices"
 
 	"github.com/gpulet/gpulet/shared/model"
@@ -57,6 +55,11 @@ func (b *Bus) Gpulets(ctx context.Context) ([]plan.GpuletReport, error) {
 	return list, err
 }
 
+// Gpulet reads the report of one gpu-let; ErrNotFound when there is none.
+func (b *Bus) Gpulet(ctx context.Context, id string) (plan.GpuletReport, error) {
+	return getOf[plan.GpuletReport](ctx, b, BucketState, gpuletKey(id))
+}
+
 // PutPlanner repeats the leading planner's report; it disappears StateTTL after the last one.
 func (b *Bus) PutPlanner(ctx context.Context, r plan.PlannerReport) error {
 	_, err := b.put(ctx, BucketState, KeyPlanner, r, anyRevision)
@@ -65,15 +68,7 @@ func (b *Bus) PutPlanner(ctx context.Context, r plan.PlannerReport) error {
 
 // Planner reads the leading planner's report; ErrNotFound when none leads.
 func (b *Bus) Planner(ctx context.Context) (plan.PlannerReport, error) {
-	var r plan.PlannerReport
-	e, err := b.get(ctx, BucketState, KeyPlanner)
-	if err != nil {
-		return r, err
-	}
-	if err := json.Unmarshal(e.value, &r); err != nil {
-		return r, fmt.Errorf("%s %s, revision %d: %w", BucketState, KeyPlanner, e.rev, err)
-	}
-	return r, nil
+	return getOf[plan.PlannerReport](ctx, b, BucketState, KeyPlanner)
 }
 
 // PutStandby repeats the report of a planner that does not lead; it disappears StateTTL after the

@@ -272,10 +272,16 @@ func TestReportsAreSortedAndDeleted(t *testing.T) {
 	if err != nil || len(gpulets) != 2 || gpulets[0].ID != "g-a" || gpulets[0].State != plan.Ready {
 		t.Errorf("gpu-lets %+v, %v", gpulets, err)
 	}
+	if one, err := w.Gpulet(t.Context(), "g-a"); err != nil || one.ID != "g-a" || one.State != plan.Ready {
+		t.Errorf("gpu-let %+v, %v", one, err)
+	}
 	for range 2 { // deleting nothing is fine
 		if err := errors.Join(w.DeleteHost(t.Context(), "a"), w.DeleteGpulet(t.Context(), "g-a")); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if _, err := w.Gpulet(t.Context(), "g-a"); !errors.Is(err, bus.ErrNotFound) {
+		t.Errorf("a report that was taken back: %v, expected %v", err, bus.ErrNotFound)
 	}
 	hosts, herr := f.Hosts(t.Context())
 	gpulets, gerr := f.Gpulets(t.Context())

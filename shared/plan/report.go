@@ -1,6 +1,9 @@
 package plan
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // HostReport is what an agent says of its host, every few seconds and on change.
 type HostReport struct {
@@ -53,9 +56,16 @@ type GpuletReport struct {
 	Detail   string      `json:"detail,omitempty"` // last error, in words
 	// Note is why the gpu-let is there although the plan does not say so: what should replace it does
 	// not come up, or its model was taken out of another one. Empty: it is as planned, or leaves.
-	Note   string        `json:"note,omitempty"`
+	Note string `json:"note,omitempty"`
+	// Hung is the batch that does not return from the engine, in words. Its agent ends the process.
+	Hung   string        `json:"hung,omitempty"`
 	Models []ModelReport `json:"models"`
 	Time   time.Time     `json:"time"`
+}
+
+// Serves reports whether the gpu-let is ready and has the model loaded.
+func (r GpuletReport) Serves(model string) bool {
+	return r.State == Ready && slices.ContainsFunc(r.Models, func(m ModelReport) bool { return m.Model == model && m.Loaded })
 }
 
 // ModelReport counts what a gpu-let did for one model since it started.

@@ -43,6 +43,7 @@ type gpuletConfig struct {
 	BlackBox  int           `env:"BLACK_BOX" envDefault:"0" usage:"file descriptor of the box to write into what is being worked on; 0: none"`
 	Streams   bool          `env:"STREAMS" usage:"serve every model by an executor of its own, side by side"`
 	Grace     time.Duration `env:"GRACE" envDefault:"25s" usage:"time to drain in"`
+	HangAfter time.Duration `env:"HANG_AFTER" envDefault:"10s" usage:"time after which, at the earliest, a batch that does not return is reported; 0: never"`
 }
 
 // Validate reports the first setting that makes no sense.
@@ -136,7 +137,7 @@ func runGpulet(cmd *cobra.Command, cfg *gpuletConfig) error {
 	}
 	err = serve(ctx, gpulet.Config{
 		ID: cfg.ID, Host: cfg.Host, GPU: cfg.GPU, Share: cfg.Share, Device: cfg.Device, PID: os.Getpid(),
-		Engine: eng, Bus: b, Commands: commands, Report: reports.put, Decoders: len(cfg.Cores), Grace: cfg.Grace, Box: box, Log: log,
+		Engine: eng, Bus: b, Commands: commands, Report: reports.put, Decoders: len(cfg.Cores), Grace: cfg.Grace, HangAfter: cfg.HangAfter, Box: box, Log: log,
 	})
 	if errors.Is(err, gpulet.ErrDevice) {
 		return deviceFailed(err)

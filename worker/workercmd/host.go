@@ -221,7 +221,7 @@ func gpuletArgs(cfg *runConfig, kind device.Kind, s agent.Start) []string {
 	args := []string{
 		"gpulet", "--gpulet-id", s.Gpulet.ID, "--host", cfg.Host, "--gpu", strconv.Itoa(s.Gpulet.GPU), "--share", strconv.Itoa(s.Gpulet.Share),
 		"--gpu-type", s.Device.GPUType, "--device", engineDevice, "--sms", strconv.Itoa(s.Device.SMs),
-		"--grace", (cfg.DrainTimeout * 4 / 5).String(),
+		"--grace", (cfg.DrainTimeout * 4 / 5).String(), "--hang-after", cfg.HangAfter.String(),
 		"--nats-url", cfg.Bus.URL, "--nats-nkey", cfg.Bus.NKey, "--nats-inbox-prefix", cfg.Bus.InboxPrefix,
 		"--state-dir", cfg.Bus.StateDir, "--log-level", cfg.Telemetry.LogLevel, "--log-format", cfg.Telemetry.LogFormat,
 	}

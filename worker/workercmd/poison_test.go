@@ -1,6 +1,7 @@
 package workercmd
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 
@@ -152,4 +153,32 @@ func TestAPlanThatDoesNotComeUpTakesNothingAway(t *testing.T) {
 	})
 	s.send("a", 50)
 	s.waitAnswered()
+}
+
+// TestARequestThatHangsIsBuried: a batch that never returns is ended like one that crashes, and whoever
+// hangs alone as well is convicted. What was beside it is answered.
+func TestARequestThatHangsIsBuried(t *testing.T) {
+	s := newSite(t, "a")
+	s.write("a/1/model.pt", "gpulet-ref 1\ninput x FP32\naffine y FP32 0 2 x\nhang x 1000\n")
+	s.register("a")
+	agent := s.agent("--hang-after", "1s")
+	s.publish("g1 100 a")
+	s.waitReady("g1")
+	s.send("a", 50)
+	s.waitAnswered()
+	replies := s.poisonous("a", "hanger")
+	s.send("a", 50)
+	reply := <-replies
+	if want := regexp.MustCompile(`2 processes died over it.*hung: batch of 1 of a has run for \d+s, expected`); reply.Status != wire.Poisoned || !want.MatchString(reply.Detail) {
+		t.Errorf("the one that hangs: %s: %s: expected poisoned", reply.Status, reply.Detail)
+	}
+	s.waitAnswered()
+	letters := s.letters()
+	if len(letters) != 1 || letters[0].RequestID != "hanger" || !strings.Contains(letters[0].LastWords, "engine hangs") {
+		t.Errorf("letters %+v: expected one, of the one that hangs, with the last words of its process", letters)
+	}
+	addr := agent.waitLog(`addr=(127\.0\.0\.1:\d+)`)[1]
+	if text := get(t, "http://"+addr+"/metrics"); !strings.Contains(text, `gpulet_worker_hangs_total{host="h1"} 2`) {
+		t.Error("metrics lack two hangs")
+	}
 }

@@ -114,7 +114,7 @@ func (s *site) register(name string) model.Model {
 	return m
 }
 
-// publish publishes a plan of gpu-lets, each given as "id share model...".
+// publish publishes a plan of gpu-lets, each given as "id share model...", on host h1 or as "id@host ...".
 func (s *site) publish(gpulets ...string) {
 	s.t.Helper()
 	s.planRev++
@@ -125,7 +125,11 @@ func (s *site) publish(gpulets ...string) {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		g := plan.Gpulet{ID: f[0], Host: "h1", GPUType: "cpu", Share: share}
+		id, host, ok := strings.Cut(f[0], "@")
+		if !ok {
+			host = "h1"
+		}
+		g := plan.Gpulet{ID: id, Host: host, GPUType: "cpu", Share: share}
 		for _, m := range f[2:] {
 			g.Models = append(g.Models, plan.Assignment{Model: m, Batch: 4, ExecMs: 1})
 		}
@@ -343,7 +347,8 @@ func worker(t *testing.T, args ...string) *program {
 	return p
 }
 
-// agent starts an agent of host h1 that serves on the CPU with the reference engine.
+// agent starts an agent, of host h1 unless flags say otherwise, that serves on the CPU with the reference
+// engine.
 func (s *site) agent(flags ...string) *program {
 	s.t.Helper()
 	args := []string{
@@ -581,6 +586,32 @@ func TestPlansChangeUnderLoad(t *testing.T) {
 			t.Errorf("%s was answered %d times", id, n)
 		}
 	}
+}
+
+// TestAModelMovesBetweenHosts: the one that it leaves serves it for as long as the other does not, whose
+// agent is stopped meanwhile and knows of nothing.
+func TestAModelMovesBetweenHosts(t *testing.T) {
+	s := newSite(t, "a")
+	s.agent()
+	other := s.agent("--host", "h2")
+	s.publish("g1 100 a")
+	s.waitReady("g1")
+	stop := s.load("a")
+	defer stop()
+	s.waitAnswers(30)
+	other.waitLog(`msg=plan.*plan_rev=1`)
+	other.signal(syscall.SIGSTOP)
+	s.publish("g2@h2 100 a")
+	s.waitGpulets("g1 to stay", func(reps []plan.GpuletReport) bool {
+		hosts, err := s.planner.Hosts(t.Context())
+		return err == nil && len(hosts) > 0 && hosts[0].Host == "h1" && hosts[0].Revision == 2
+	})
+	s.waitAnswers(100)
+	other.signal(syscall.SIGCONT)
+	s.waitReady("g2")
+	s.waitAnswers(30)
+	stop()
+	s.waitAnswered()
 }
 
 // TestStreamsServeWhatThePlanSays: with a loop per model, plans change under load as they do without, and

@@ -40,6 +40,8 @@ type runConfig struct {
 	MetricsAddr  string `env:"METRICS_ADDR" envDefault:":8003" usage:"address of /metrics, /healthz and pprof"`
 	// DrainTimeout is how long a gpu-let may take to finish what it holds before it is killed.
 	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"30s" usage:"time that a gpu-let may take to drain"`
+	// HangAfter is the least time after which a gpu-let whose engine does not answer is killed.
+	HangAfter time.Duration `env:"HANG_AFTER" envDefault:"10s" usage:"kill a gpu-let when a batch takes longer than this and 30 times what it should; 0: never"`
 	// GpuletUser keeps what reads models from what the agent may do.
 	GpuletUser string `env:"GPULET_USER" usage:"user to run gpu-lets as, a name or <uid>:<gid>; takes an agent that is root (default: the agent's own)"`
 	MPS        mpsConfig
@@ -65,6 +67,8 @@ func (c *runConfig) Validate() error {
 		return fmt.Errorf("host %q: expected 1 to 32 of a-z, 0-9 and -", c.Host)
 	case c.DrainTimeout < time.Second:
 		return fmt.Errorf("drain timeout %v: expected at least 1s", c.DrainTimeout)
+	case c.HangAfter != 0 && c.HangAfter < time.Second:
+		return fmt.Errorf("hang after %v: expected 0, or at least 1s", c.HangAfter)
 	case c.ProfileBudget <= 0:
 		return fmt.Errorf("profile budget %v: expected more than 0", c.ProfileBudget)
 	}

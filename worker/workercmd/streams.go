@@ -148,7 +148,7 @@ func (s *streams) report(name string, r plan.GpuletReport) {
 // merge makes one report: ready when all loops have settled, at the revision that all have reached; failed
 // when no model could be loaded.
 func (s *streams) merge(r plan.GpuletReport) plan.GpuletReport {
-	r.State, r.Revision, r.Detail, r.Models = plan.Ready, s.reports[idle].Revision, "", []plan.ModelReport{}
+	r.State, r.Revision, r.Detail, r.Hung, r.Models = plan.Ready, s.reports[idle].Revision, "", "", []plan.ModelReport{}
 	failed := 0
 	for _, name := range s.order {
 		part := s.reports[name] // not heard of yet: at revision 0
@@ -164,7 +164,7 @@ func (s *streams) merge(r plan.GpuletReport) plan.GpuletReport {
 			}
 		}
 		r.Revision = min(r.Revision, part.Revision)
-		r.Detail = cmp.Or(part.Detail, r.Detail)
+		r.Detail, r.Hung = cmp.Or(part.Detail, r.Detail), cmp.Or(part.Hung, r.Hung)
 		r.Models = append(r.Models, part.Models...)
 	}
 	if r.State == plan.Ready && failed > 0 && failed == len(s.order)-1 {

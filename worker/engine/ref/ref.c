@@ -18,6 +18,7 @@
  *                                       and every later call of the process fail (GLE_EDEVICE)
  *   crash  IN VALUE                     a batch with an element above VALUE brings the process
  *                                       down, as a fault in native code does
+ *   hang   IN VALUE                     a batch with an element above VALUE never returns
  *   brittle                             loading the model brings the process down
  *
  * Arithmetic is in double; FP16 and BF16 can be copied but not computed with.
@@ -78,8 +79,9 @@ struct gle_model {
   int64_t fixed_batch;            /* 0: any */
   int64_t most;                   /* samples that there is memory for; 0: any */
   int64_t uncapturable;           /* batch; 0: none */
-  int n_faults, n_crashes;
+  int n_faults, n_crashes, n_hangs;
   limit_def faults[MAX_LIMITS];
+  limit_def hangs[MAX_LIMITS];
   limit_def crashes[MAX_LIMITS];
   bool pad;
 };
@@ -347,7 +349,7 @@ static int parse_output(parser* p, gle_model* m, op kind) {
   return GLE_OK;
 }
 
-/* limit, fault and crash: a value that no element of an input may exceed. */
+/* limit, fault, crash and hang: a value that no element of an input may exceed. */
 static int parse_limit(parser* p, const gle_model* m, limit_def* limits, int* n) {
   const char* word = p->tokens[0];
   if (p->n != 3) return BAD(p, "%d words: expected: %s INPUT VALUE", p->n, word);
@@ -387,12 +389,13 @@ static int parse_statement(parser* p, gle_model* m) {
   if (strcmp(word, "limit") == 0) return parse_limit(p, m, m->limits, &m->n_limits);
   if (strcmp(word, "fault") == 0) return parse_limit(p, m, m->faults, &m->n_faults);
   if (strcmp(word, "crash") == 0) return parse_limit(p, m, m->crashes, &m->n_crashes);
+  if (strcmp(word, "hang") == 0) return parse_limit(p, m, m->hangs, &m->n_hangs);
   if (strcmp(word, "brittle") == 0) crash();
   if (strcmp(word, "batch") == 0) return parse_samples(p, &m->fixed_batch);
   if (strcmp(word, "memory") == 0) return parse_samples(p, &m->most);
   if (strcmp(word, "eager") == 0) return parse_samples(p, &m->uncapturable);
   return BAD(p,
-             "\"%.40s\": expected input, affine, rowsum, copy, limit, fault, crash, brittle, "
+             "\"%.40s\": expected input, affine, rowsum, copy, limit, fault, crash, hang, brittle, "
              "batch, memory "
              "or eager",
              word);
@@ -606,6 +609,9 @@ static int check_device_works(errbuf err) {
 static int check_limits(const gle_model* m, const value* values, errbuf err) {
   for (int c = 0; c < m->n_crashes; c++) {
     if (largest(&values[m->crashes[c].input]) > m->crashes[c].value) crash();
+  }
+  for (int h = 0; h < m->n_hangs; h++) {
+    while (largest(&values[m->hangs[h].input]) > m->hangs[h].value) pause();
   }
   for (int f = 0; f < m->n_faults; f++) {
     if (largest(&values[m->faults[f].input]) > m->faults[f].value) device_failed = true;

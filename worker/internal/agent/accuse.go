@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os/exec"
@@ -30,19 +31,20 @@ func itsOwnFault(err error) bool {
 
 // accuse holds a death against the requests that were being worked on, and against their model.
 func (a *Agent) accuse(c *child, e event, now time.Time) {
-	if !itsOwnFault(e.err) || len(e.work) == 0 {
+	hung := c.hung != ""
+	if !hung && !itsOwnFault(e.err) || len(c.work) == 0 {
 		return
 	}
-	if model, sole := soleModel(e.work); sole && (len(c.gpulet.Models) > 1 || a.quarantined(model)) {
+	if model, sole := soleModel(c.work); sole && (len(c.gpulet.Models) > 1 || a.quarantined(model)) {
 		if a.blame(model, now) {
 			c.Crashes = 0 // those that are left had no part in it, and start at once
 		}
 	}
-	suspects := suspectsOf(e.work)
-	alone := len(suspects) == 1 && (!deviceFailed(e.err) || !a.othersWorked(c))
+	suspects := suspectsOf(c.work)
+	alone := len(suspects) == 1 && (hung || !deviceFailed(e.err) || !a.othersWorked(c))
 	for i := range suspects {
 		s := &suspects[i]
-		s.Alone, s.Gpulet, s.Reason, s.LastWords, s.Time = alone, c.Child.ID, exitWords(e), e.tail, now
+		s.Alone, s.Gpulet, s.Reason, s.LastWords, s.Time = alone, c.Child.ID, cmp.Or(c.hung, exitWords(e)), e.tail, now
 	}
 	if len(suspects) == 0 {
 		return

@@ -53,7 +53,8 @@ func TestOnlyWhatWasRunningIsAccused(t *testing.T) {
 		{"its device failed", "exit 3", []blackbox.Work{running("m", 1)}, map[string]bool{"m1": true}},
 	} {
 		a, g, b := accusing()
-		a.accuse(g, event{err: ending(t, c.script), work: c.work, tail: "words"}, time.Unix(2, 0))
+		g.work = c.work
+		a.accuse(g, event{err: ending(t, c.script), tail: "words"}, time.Unix(2, 0))
 		a.accusing.Wait()
 		got := map[string]bool{}
 		for key, s := range b.suspects {
@@ -68,17 +69,32 @@ func TestOnlyWhatWasRunningIsAccused(t *testing.T) {
 	}
 }
 
+// What hangs is killed by its agent, and its device may let go of it first: it is to blame all the same.
+func TestWhatHungIsAccused(t *testing.T) {
+	for _, script := range []string{"kill -KILL $$", "exit 3", "exit 1"} {
+		a, c, b := accusing()
+		a.children["other"] = &child{Child: reconcile.Child{ID: "other"}, work: []blackbox.Work{running("m", 7)}}
+		c.work, c.hung = []blackbox.Work{running("m", 1)}, "hung: batch of 1 of m has run for 12s, expected 20ms"
+		a.accuse(c, event{err: ending(t, script), tail: "words"}, time.Unix(2, 0))
+		a.accusing.Wait()
+		if s := b.suspects["m1"]; s.Deaths != 1 || !s.Alone || s.Reason != c.hung {
+			t.Errorf("%s: suspect %+v", script, s)
+		}
+	}
+}
+
 func TestADeviceThatFailedUnderSeveralAccusesNobodyAlone(t *testing.T) {
 	a, c, b := accusing()
 	a.children["other"] = &child{Child: reconcile.Child{ID: "other"}, work: []blackbox.Work{running("m", 7)}}
-	a.accuse(c, event{err: ending(t, "exit 3"), work: []blackbox.Work{running("m", 1)}}, time.Unix(2, 0))
+	c.work = []blackbox.Work{running("m", 1)}
+	a.accuse(c, event{err: ending(t, "exit 3")}, time.Unix(2, 0))
 	a.accusing.Wait()
 	if s := b.suspects["m1"]; s.Deaths != 1 || s.Alone {
 		t.Errorf("suspect %+v: expected one death, not alone", s)
 	}
 	// On another GPU it has nothing to do with it.
 	a.children["other"].GPU = 1
-	a.accuse(c, event{err: ending(t, "exit 3"), work: []blackbox.Work{running("m", 1)}}, time.Unix(2, 0))
+	a.accuse(c, event{err: ending(t, "exit 3")}, time.Unix(2, 0))
 	a.accusing.Wait()
 	if s := b.suspects["m1"]; s.Deaths != 2 || !s.Alone || !s.Convicted() {
 		t.Errorf("suspect %+v: expected two deaths, the last one alone", s)
@@ -91,7 +107,8 @@ func TestAModelIsQuarantinedForATimeOrUntilItsArchiveChanges(t *testing.T) {
 	a.plan.Gpulets = []plan.Gpulet{{ID: "g", Host: "h", Models: c.gpulet.Models}}
 	a.cfg.Inventory.Devices = []plan.Device{{}}
 	dies := func(at time.Time, work ...blackbox.Work) {
-		a.accuse(c, event{err: ending(t, "exit 2"), work: work}, at)
+		c.work = work
+		a.accuse(c, event{err: ending(t, "exit 2")}, at)
 		a.accusing.Wait()
 	}
 	ids := func() (list []string) {

@@ -8,9 +8,9 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os/exec"
 	"slices"
 	"sync"
@@ -35,6 +35,7 @@ type Bus interface {
 	PutHost(ctx context.Context, r plan.HostReport) error
 	DeleteHost(ctx context.Context, host string) error
 	PutGpulet(ctx context.Context, r plan.GpuletReport) error
+	Gpulet(ctx context.Context, id string) (plan.GpuletReport, error)
 	DeleteGpulet(ctx context.Context, id string) error
 	PutProfile(ctx context.Context, p profile.Profile) error
 	Suspect(ctx context.Context, model string, seq uint64, stored time.Time) (plan.Suspect, error)
@@ -98,7 +99,10 @@ type Agent struct {
 	events   chan event
 
 	plan     plan.Plan
-	planned  bool // a plan has been seen
+	planned  bool                         // a plan has been seen
+	since    time.Time                    // when the plan came
+	peers    *peers                       // on other hosts
+	heard    map[string]plan.GpuletReport // of peers, by id, since the plan came
 	models   map[string]resolved
 	problems map[string]string // of measuring, by model
 	sharing  []string          // what is wrong with sharing devices
@@ -108,6 +112,7 @@ type Agent struct {
 
 	deaths     map[string][]time.Time // by model: of gpu-lets that it shared with others
 	quarantine map[string]quarantined // by model
+	hangs      int                    // gpu-lets killed because their engine hung, so far
 	accused    int                    // requests that were running when a gpu-let died, so far
 	rollbacks  int                    // gpu-lets kept because their successors did not come up, so far
 	accusing   sync.WaitGroup
@@ -125,6 +130,7 @@ type child struct {
 	restarts int
 	detail   string          // why it exited
 	work     []blackbox.Work // what it died over
+	hung     string          // why it was killed, if its engine hung
 	note     string          // why it is there although the plan does not say so
 }
 
@@ -163,12 +169,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	models := local.run(drain, registered)
 	measured := startMeasuring(drain, a.cfg, a.bus)
 	a.report = startReporter(a.bus, a.log)
+	a.peers = startPeers(drain, a.bus, a.log)
 	for _, n := range a.cfg.Inventory.Notes {
 		a.log.Warn("device", "note", n)
 	}
 	a.loop(drain, abort, plans, models, measured)
 	a.accusing.Wait()
 	a.report.stop(a.cfg.Host)
+	a.peers.wait()
 	local.wait()
 	measured.wait()
 	return nil
@@ -209,6 +217,8 @@ func (a *Agent) loop(drain, abort context.Context, plans <-chan plan.Plan, model
 			a.reportHost()
 		case e := <-a.events:
 			a.handle(e)
+		case found := <-a.peers.found:
+			maps.Copy(a.heard, found)
 		case <-host.C:
 			a.reportHost()
 		case <-timer.C:
@@ -232,19 +242,21 @@ func (a *Agent) takePlan(p plan.Plan) {
 		a.log.Error("plan refused, keeping the last one", "plan_rev", p.Revision, "error", err)
 		return
 	}
-	a.plan, a.planned = p, true
+	a.plan, a.planned, a.since, a.heard = p, true, time.Now(), map[string]plan.GpuletReport{}
 	a.log.Info("plan", "plan_rev", p.Revision, "gpulets", len(a.desired().Gpulets))
 	a.reportHost()
 }
 
-// desired is this host's part of the plan.
+// desired is this host's part of the plan, and what is known of the others'.
 func (a *Agent) desired() reconcile.Desired {
-	want := reconcile.Desired{Revision: a.plan.Revision}
+	want := reconcile.Desired{Revision: a.plan.Revision, Since: a.since, Reports: a.heard}
 	if a.stopping {
 		return want
 	}
 	for _, g := range a.plan.Gpulets {
-		if _, here := a.cfg.Inventory.Device(g.GPU); here && g.Host == a.cfg.Host {
+		if g.Host != a.cfg.Host {
+			want.Elsewhere = append(want.Elsewhere, g)
+		} else if _, here := a.cfg.Inventory.Device(g.GPU); here {
 			want.Gpulets = append(want.Gpulets, g)
 		}
 	}
@@ -264,6 +276,7 @@ func (a *Agent) reconcile(now time.Time) time.Duration {
 			continue // what is gone may have kept something from starting
 		}
 		a.note(actions, now)
+		a.peers.ask(reconcile.Unseen(a.desired(), a.states()))
 		wake := reconcile.Wake(actions)
 		if wake.IsZero() || !released.IsZero() && released.Before(wake) {
 			wake = released
@@ -299,6 +312,11 @@ func (a *Agent) do(act reconcile.Action, now time.Time) {
 		c.proc.send(link.Command{Op: link.Drain})
 	case reconcile.Kill:
 		c.KilledAt = now
+		if act.Hung {
+			// Before the device lets go of the process: what then fails is not written down any more.
+			c.hung, c.work = act.Reason, c.proc.working()
+			a.hangs++
+		}
 		a.kill(c)
 	case reconcile.Forget:
 		delete(a.children, act.ID)
@@ -432,49 +450,6 @@ func (a *Agent) hear(c *child, r plan.GpuletReport, now time.Time) {
 	if changed {
 		a.reportHost()
 	}
-}
-
-func (a *Agent) exited(c *child, e event, now time.Time) {
-	c.proc, c.work, c.Loaded = nil, e.work, nil
-	asked := !c.DrainedAt.IsZero()
-	if deviceFailed(e.err) {
-		a.faults[c.GPU]++
-		c.Fault(now, a.cfg.Limits)
-		a.log.Error("device failed: all gpu-lets on it start again", "gpu", c.GPU, "gpulet", c.Child.ID, "faults", a.faults[c.GPU])
-	} else {
-		c.Exit(now, a.cfg.Limits)
-	}
-	c.State = plan.Failed
-	a.accuse(c, e, now)
-	switch {
-	case asked && e.err == nil:
-		a.log.Info("gpu-let ended", "gpulet", c.Child.ID)
-	case asked:
-		a.log.Warn("gpu-let ended while draining", "gpulet", c.Child.ID, "error", e.err, "last_words", e.lastWords)
-	default:
-		c.detail = exitWords(e)
-		a.log.Error("gpu-let crashed", "gpulet", c.Child.ID, "error", e.err, "crashes", c.Crashes, "last_words", e.lastWords)
-	}
-	a.putGpulet(c, now)
-}
-
-// deviceFailed reports whether a gpu-let ended because its device failed.
-func deviceFailed(err error) bool {
-	var exit *exec.ExitError
-	return errors.As(err, &exit) && exit.ExitCode() == link.ExitDeviceFailed
-}
-
-// exitWords says why a process ended that should not have.
-func exitWords(e event) string {
-	why := "exited without being asked to"
-	var exit *exec.ExitError
-	if errors.As(e.err, &exit) || e.err != nil {
-		why = "exited: " + e.err.Error()
-	}
-	if e.lastWords != "" {
-		why += ": " + e.lastWords
-	}
-	return why
 }
 
 func (a *Agent) killAll() {

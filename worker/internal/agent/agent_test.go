@@ -95,6 +95,14 @@ func (b *board) DeleteGpulet(_ context.Context, id string) error {
 	return b.do("delete "+id, func() { delete(b.gpulets, id) })
 }
 
+func (b *board) Gpulet(_ context.Context, id string) (r plan.GpuletReport, err error) {
+	err = b.do("get "+id, func() { r = b.gpulets[id] })
+	if err == nil && r.ID == "" {
+		err = bus.ErrNotFound
+	}
+	return r, err
+}
+
 func (b *board) PutProfile(_ context.Context, p profile.Profile) error {
 	return b.do("profile "+p.Model, func() { b.profiles = append(b.profiles, p.Model) })
 }

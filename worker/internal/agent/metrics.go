@@ -31,6 +31,7 @@ type metrics struct {
 	memory   *prometheus.Desc
 	faults   *prometheus.Desc
 
+	hangs      *prometheus.Desc
 	accused    *prometheus.Desc
 	rollbacks  *prometheus.Desc
 	kept       *prometheus.Desc
@@ -47,8 +48,8 @@ type snapshot struct {
 	planned  map[string]map[string]int // gpu-let → model → planned batch
 	faults   map[int]int               // by device
 
-	accused, rollbacks int
-	quarantine         []string // models
+	hangs, accused, rollbacks int
+	quarantine                []string // models
 }
 
 func newMetrics(host string) *metrics {
@@ -73,6 +74,7 @@ func newMetrics(host string) *metrics {
 		memory:   desc("model_memory_bytes", "Device memory that a loaded model holds.", "gpulet", "model"),
 		faults:   desc("device_faults_total", "Gpu-lets that ended because their device failed.", "gpu"),
 
+		hangs:      desc("hangs_total", "Gpu-lets killed because a batch did not return from the engine."),
 		accused:    desc("suspect_requests_total", "Requests that were being worked on when a gpu-let died; each death counts."),
 		rollbacks:  desc("rollbacks_total", "Gpu-lets kept beyond their plan because what should replace them did not come up."),
 		kept:       desc("gpulet_kept", "1 while a gpu-let is kept because what should replace it does not come up, else 0.", "gpulet"),
@@ -88,7 +90,7 @@ func (m *metrics) set(s snapshot) {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.revision, m.state, m.restarts, m.loaded, m.requests, m.answers, m.saved, m.again, m.samples, m.batches, m.fill, m.busy, m.exec, m.memory, m.faults, m.accused, m.rollbacks, m.kept, m.quarantine} {
+	for _, d := range []*prometheus.Desc{m.revision, m.state, m.restarts, m.loaded, m.requests, m.answers, m.saved, m.again, m.samples, m.batches, m.fill, m.busy, m.exec, m.memory, m.faults, m.hangs, m.accused, m.rollbacks, m.kept, m.quarantine} {
 		ch <- d
 	}
 }
@@ -108,6 +110,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for gpu, n := range s.faults {
 		counter(m.faults, float64(n), strconv.Itoa(gpu))
 	}
+	counter(m.hangs, float64(s.hangs))
 	counter(m.accused, float64(s.accused))
 	counter(m.rollbacks, float64(s.rollbacks))
 	for _, model := range s.quarantine {
@@ -156,7 +159,7 @@ func (a *Agent) snapshot() snapshot {
 	for _, d := range a.cfg.Inventory.Devices {
 		s.faults[d.Index] = a.faults[d.Index]
 	}
-	s.accused, s.rollbacks, s.quarantine = a.accused, a.rollbacks, slices.Sorted(maps.Keys(a.quarantine))
+	s.hangs, s.accused, s.rollbacks, s.quarantine = a.hangs, a.accused, a.rollbacks, slices.Sorted(maps.Keys(a.quarantine))
 	now := time.Now()
 	for id, c := range a.children {
 		s.gpulets = append(s.gpulets, a.describe(c, now))

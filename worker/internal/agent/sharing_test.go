@@ -75,7 +75,11 @@ func newShared(t *testing.T, gpulets map[string]string) *shared {
 	}, newBoard(), prometheus.NewRegistry())
 	s.plan, s.planned = p, true
 	s.report = startReporter(newBoard(), quiet)
+	ctx, cancel := context.WithCancel(t.Context())
+	s.peers = startPeers(ctx, newBoard(), quiet)
 	t.Cleanup(func() {
+		cancel()
+		s.peers.wait()
 		s.killAll()
 		for _, c := range s.children {
 			if c.proc != nil {

@@ -51,6 +51,11 @@ func (e *estimate) exec(samples int) time.Duration {
 	return e.curve[max(samples, 1)-1]
 }
 
+// measured reports whether any batch has been measured.
+func (e *estimate) measured() bool {
+	return slices.ContainsFunc(e.points, func(p point) bool { return !p.planned })
+}
+
 // ran takes the time of a batch into account.
 func (e *estimate) ran(samples int, took time.Duration) {
 	e.gaveUp = 0

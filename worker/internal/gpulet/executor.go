@@ -20,6 +20,8 @@ type run struct {
 	inputs   []engine.Input
 	requests []*request
 	samples  int
+	expected time.Duration // estimate
+	measured bool          // a batch of the model has run here before
 }
 
 // outcome is what became of a run. The result must be freed.
@@ -59,7 +61,7 @@ func (s *staging) stage(r run, w *witness) {
 		return
 	}
 	defer close(s.done)
-	w.begin(r.name, r.requests...)
+	w.beginRun(&r)
 	staged, err := r.loaded.Stage(r.inputs)
 	w.end(err)
 	if err == nil {
@@ -202,7 +204,7 @@ func (e *executor) execute(r run, staged engine.Staged, last bool) {
 }
 
 func (e *executor) try(r run, staged engine.Staged) outcome {
-	e.running.begin(r.name, r.requests...)
+	e.running.beginRun(&r)
 	o := outcome{run: r, started: time.Now()}
 	if staged != nil {
 		o.result, o.err = staged.Run()

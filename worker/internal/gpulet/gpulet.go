@@ -50,6 +50,9 @@ type Config struct {
 	Decoders int
 	// Grace is how long draining may take; what is held then is left unacknowledged.
 	Grace time.Duration
+	// HangAfter is how long a batch of a model may take at least, whatever is expected of it, before it
+	// is reported as hung; 0: none is.
+	HangAfter time.Duration
 	// Box is where what is being worked on is written down, for the agent to read if the process
 	// dies. Nil: nobody reads it.
 	Box *blackbox.Recorder

@@ -40,6 +40,8 @@ type loop struct {
 	next      *next     // handed over behind what runs; nil: nothing
 	revoked   bool      // it was taken back; the executor has yet to notice
 	lead      lead
+	watchdog  *watchdog
+	hung      string         // what does not return from the engine, in words; empty: nothing
 	ahead     int            // batches of every model to hold
 	storing   sync.WaitGroup // results being stored, shared with their goroutines
 
@@ -82,6 +84,7 @@ func (l *loop) run(ctx context.Context) error {
 	defer stop()
 	loadCtx, stopLoading := context.WithCancel(abort)
 	l.exec = startExecutor(l.cfg.Box)
+	l.watchdog = newWatchdog(l.cfg.HangAfter, l.exec.running, l.exec.staging)
 	l.decoders = startDecoders(images.New(engine.JPEG(l.cfg.Engine)), l.cfg.Decoders, l.cfg.Box)
 	l.loader = startLoader(loadCtx, l.cfg.Engine, l.cfg.Box)
 	l.judge = startJudge(abort, l.cfg.Bus)
@@ -167,6 +170,7 @@ func (l *loop) serve(drain, abort context.Context) error {
 			l.drain()
 		case <-l.timer.C:
 		case <-report.C:
+			l.watch()
 			l.report()
 		case <-progress.C:
 			l.progress()
@@ -426,7 +430,7 @@ func (l *loop) settle() {
 func (l *loop) report() {
 	r := plan.GpuletReport{
 		ID: l.cfg.ID, Host: l.cfg.Host, GPU: l.cfg.GPU, Share: l.cfg.Share, PID: l.cfg.PID,
-		State: l.state, Revision: l.served, Time: time.Now(), Models: make([]plan.ModelReport, 0, len(l.order)),
+		State: l.state, Revision: l.served, Time: time.Now(), Hung: l.hung, Models: make([]plan.ModelReport, 0, len(l.order)),
 	}
 	if r.State == "" {
 		r.State = plan.Starting

@@ -75,7 +75,11 @@ func (r *request) id() string {
 }
 
 // part is a run of some of r's requests.
-func (r run) part(requests []*request) run { return newRun(r.model, r.name, r.loaded, requests) }
+func (r run) part(requests []*request) run {
+	part := newRun(r.model, r.name, r.loaded, requests)
+	part.expected, part.measured = r.expected, r.measured
+	return part
+}
 
 // newRun gathers the inputs of requests that fit together.
 func newRun(m *bound, name string, loaded engine.Model, requests []*request) run {
@@ -123,7 +127,9 @@ func newRuns(m *bound, items []batch.Item) []run {
 	}
 	runs := make([]run, len(groups))
 	for i, g := range groups {
-		runs[i] = newRun(m, m.name(), m.loaded, g)
+		r := newRun(m, m.name(), m.loaded, g)
+		r.expected, r.measured = m.estimate.exec(r.samples), m.estimate.measured()
+		runs[i] = r
 	}
 	return runs
 }

@@ -66,6 +66,7 @@ type rigOptions struct {
 	archive string        // of models, for that engine
 	verbose bool
 	box     *blackbox.Recorder
+	hang    time.Duration // of Config.HangAfter
 }
 
 // served is a running gpu-let.
@@ -175,7 +176,7 @@ func (r *rig) start(models ...string) *served {
 	}
 	cfg := gpulet.Config{
 		ID: "g" + strconv.Itoa(len(r.gpulets)), Host: "h", Share: 50, Device: "cpu", Engine: eng, Bus: worker,
-		Commands: s.commands, Report: s.reported, Grace: r.options.grace, Box: r.options.box,
+		Commands: s.commands, Report: s.reported, Grace: r.options.grace, HangAfter: r.options.hang, Box: r.options.box,
 		Log: slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	go func() { s.err <- gpulet.Run(ctx, cfg) }()

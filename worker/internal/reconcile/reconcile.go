@@ -7,8 +7,9 @@
 // Make before break: what the plan no longer wants, be it a gpu-let or a model on one, is kept until
 // everything it does want on this host is ready, or has failed. What has failed does not replace what
 // serves: an old gpu-let, or an old model on one, stays as long as a gpu-let that the plan wants to serve
-// the same model does not come up. Only when that one lacks memory does the old one on the same GPU
-// make room: then there is a gap, since otherwise there would be no new one at all.
+// the same model does not come up, here or, by what it reports, on another host. Only when that one lacks
+// memory does the old one on the same GPU make room: then there is a gap, since otherwise there would be
+// no new one at all.
 //
 // The GPU is the fault domain: under MPS, a fault in one process breaks the context of every other
 // on its GPU, and the GPU takes no new process until all of them have ended. So when a gpu-let ends
@@ -24,30 +25,14 @@ import (
 	"github.com/gpulet/gpulet/shared/plan"
 )
 
-// Desired is what the host should run.
+// Desired is what the host should run, and what is known of other hosts.
 type Desired struct {
-	Revision uint64
-	Gpulets  []plan.Gpulet // of this host only
-}
-
-// Child is a gpu-let process as its agent knows it.
-type Child struct {
-	ID         string
-	GPU, Share int
-	State      plan.GpuletState  // as it last reported
-	Revision   uint64            // as it last reported: what it serves
-	Assigned   uint64            // the revision it was last told to serve; 0: none yet
-	Models     []plan.Assignment // what it was last told to serve
-	Loaded     []string          // as it last reported: the models that it does serve
-	Short      bool              // as it last reported: memory is why it does not serve all
-	StartedAt  time.Time
-	Heard      time.Time // its last sign of life, at first its start
-	ReadyAt    time.Time // when it became ready; zero: not yet
-	DrainedAt  time.Time // when it was told to drain; zero: it was not
-	KilledAt   time.Time // when it was killed; zero: it was not
-	ExitedAt   time.Time // zero: it runs
-	FaultedAt  time.Time // when it exited because the device failed; zero: it did not
-	Crashes    int       // in a row, of this gpu-let
+	Revision  uint64
+	Since     time.Time // when the plan came
+	Gpulets   []plan.Gpulet
+	Elsewhere []plan.Gpulet // of the plan, on other hosts
+	// Reports are what those have said since the plan came, by id, as far as it was read: see Unseen.
+	Reports map[string]plan.GpuletReport
 }
 
 // Limits are the times that decisions depend on.
@@ -98,6 +83,8 @@ type Action struct {
 	Reason string
 	// Kept says of Wait that the child serves what the plan wants others to serve, who do not come up.
 	Kept bool
+	// Hung says of Kill that the engine hangs: the child is to be blamed for it as for a crash.
+	Hung bool
 }
 
 // Next returns what to do now, by gpu-let id. Doing it and calling Next again leads to the plan.
@@ -198,6 +185,8 @@ func (d *decision) child(c Child, settled bool) {
 		// It will exit.
 	case d.broken(c):
 		d.do(Action{Verb: Kill, ID: c.ID, Reason: "its GPU failed"})
+	case c.Hung != "":
+		d.do(Action{Verb: Kill, ID: c.ID, Reason: "hung: " + c.Hung, Hung: true})
 	case !c.DrainedAt.IsZero():
 		d.draining(c)
 	case d.now.Sub(c.Heard) >= d.lim.Silence:
@@ -217,8 +206,8 @@ func (d *decision) child(c Child, settled bool) {
 
 // leave drains a child that the plan does not want, unless it is needed.
 func (d *decision) leave(c Child) {
-	if why, until := d.needed(c, c.Models); why != "" {
-		d.keep(c, until, why)
+	if needed, why := d.neededOf(c, c.Models); len(needed) > 0 {
+		d.keep(c, why)
 		return
 	}
 	d.do(Action{Verb: Drain, ID: c.ID, Reason: "not in the plan"})
@@ -227,9 +216,9 @@ func (d *decision) leave(c Child) {
 // drop takes those old models off a child that are not needed there.
 func (d *decision) drop(c Child, g plan.Gpulet) {
 	old := dropped(c.Models, g.Models)
-	kept, why, until := d.neededOf(c, old)
+	kept, why := d.neededOf(c, old)
 	if len(kept) == len(old) {
-		d.keep(c, until, why)
+		d.keep(c, why)
 		return
 	}
 	g.Models = append(slices.Clone(g.Models), kept...)
@@ -241,7 +230,7 @@ func (d *decision) assign(c Child, g plan.Gpulet, settled bool) {
 	a := Action{Verb: Assign, ID: c.ID, Gpulet: g, Reason: "new revision"}
 	old := dropped(c.Models, g.Models)
 	if settled {
-		old, _, _ = d.neededOf(c, old)
+		old, _ = d.neededOf(c, old)
 	}
 	if len(old) > 0 {
 		a.Gpulet.Models = append(slices.Clone(g.Models), old...)
@@ -250,50 +239,55 @@ func (d *decision) assign(c Child, g plan.Gpulet, settled bool) {
 	d.do(a)
 }
 
-func (d *decision) keep(c Child, until time.Time, why string) {
-	if silent := c.Heard.Add(d.lim.Silence); until.IsZero() || silent.Before(until) {
-		until = silent
-	}
-	d.do(Action{Verb: Wait, ID: c.ID, Until: until, Reason: why, Kept: true})
+// need is why a child has to go on serving a model.
+type need struct {
+	reason string    // empty: it has not
+	failed bool      // what should replace it fails to come up, and does not only take its time
+	until  time.Time // when that may change by itself; zero: it does not
 }
 
-// neededOf returns those of models that are needed on c, and of the first why and until when at least.
-func (d *decision) neededOf(c Child, models []plan.Assignment) (needed []plan.Assignment, why string, until time.Time) {
-	for _, a := range models {
-		reason, at := d.needed(c, []plan.Assignment{a})
-		if reason == "" {
-			continue
-		}
-		if needed = append(needed, a); why == "" {
-			why, until = reason, at
-		}
+func (d *decision) keep(c Child, n need) {
+	until := c.Heard.Add(d.lim.Silence)
+	if !n.until.IsZero() && n.until.Before(until) {
+		until = n.until
 	}
-	return needed, why, until
+	d.do(Action{Verb: Wait, ID: c.ID, Until: until, Reason: n.reason, Kept: n.failed})
 }
 
-// needed returns why c has to go on serving models, and when that may change by itself: a gpu-let
-// that the plan wants to serve one of those does not. Empty: nothing needs it.
-func (d *decision) needed(c Child, models []plan.Assignment) (why string, until time.Time) {
+// neededOf returns those of models that are needed on c, and why: of several reasons a failure.
+func (d *decision) neededOf(c Child, models []plan.Assignment) (needed []plan.Assignment, why need) {
 	for _, a := range models {
-		if !slices.Contains(c.Loaded, a.Model) {
+		n := d.needed(c, a.Model)
+		if n.reason == "" {
 			continue
 		}
-		for _, g := range d.want.Gpulets {
-			if g.ID == c.ID || !serves(g.Models, a.Model) {
-				continue
-			}
-			n, known := d.byID[g.ID]
-			if known && !samePlace(n, g) {
-				continue // it cannot start before that one has gone, which may wait for c in turn
-			}
-			ok, at := d.replaces(n, a.Model)
-			if ok || n.Short && n.GPU == c.GPU {
-				continue // or it has to make room
-			}
-			return fmt.Sprintf("kept: %s, which is to serve %s, does not come up", g.ID, a.Model), at
+		if needed = append(needed, a); len(needed) == 1 || n.failed && !why.failed {
+			why = n
 		}
 	}
-	return "", time.Time{}
+	return needed, why
+}
+
+// needed returns why c has to go on serving a model: a gpu-let that the plan wants to serve it does not.
+func (d *decision) needed(c Child, model string) need {
+	if !slices.Contains(c.Loaded, model) {
+		return need{}
+	}
+	for _, g := range d.want.Gpulets {
+		if g.ID == c.ID || !serves(g.Models, model) {
+			continue
+		}
+		n, known := d.byID[g.ID]
+		if known && !samePlace(n, g) {
+			continue // it cannot start before that one has gone, which may wait for c in turn
+		}
+		ok, at := d.replaces(n, model)
+		if ok || n.Short && n.GPU == c.GPU {
+			continue // or it has to make room
+		}
+		return need{fmt.Sprintf("kept: %s, which is to serve %s, does not come up", g.ID, model), true, at}
+	}
+	return d.neededElsewhere(c, model)
 }
 
 // replaces reports whether a child serves a model and may be relied upon, and else when that may
@@ -360,43 +354,6 @@ func (l Limits) backoff(crashes int) time.Duration {
 		wait *= 2
 	}
 	return min(wait, l.BackoffMax)
-}
-
-// Fault notes that the process ended because its device failed.
-func (c *Child) Fault(now time.Time, lim Limits) {
-	c.Exit(now, lim)
-	c.FaultedAt = now
-}
-
-// Exit notes that the process ended. Only an exit that nobody asked for is a crash.
-func (c *Child) Exit(now time.Time, lim Limits) {
-	c.ExitedAt = now
-	switch stable := !c.ReadyAt.IsZero() && now.Sub(c.ReadyAt) >= lim.Stable; {
-	case !c.DrainedAt.IsZero():
-		c.Crashes = 0
-	case stable:
-		c.Crashes = 1
-	default:
-		c.Crashes++
-	}
-}
-
-// Hear notes a report.
-func (c *Child) Hear(now time.Time, r plan.GpuletReport) {
-	state := r.State
-	c.Heard, c.State, c.Revision, c.Loaded, c.Short = now, state, r.Revision, nil, false
-	for _, m := range r.Models {
-		if m.Loaded {
-			c.Loaded = append(c.Loaded, m.Model)
-		}
-		c.Short = c.Short || m.OutOfMemory && !m.Loaded
-	}
-	switch {
-	case state != plan.Ready:
-		c.ReadyAt = time.Time{}
-	case c.ReadyAt.IsZero():
-		c.ReadyAt = now
-	}
 }
 
 // Wake is when Next should be called again if nothing happens before; zero: never.

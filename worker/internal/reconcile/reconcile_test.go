@@ -26,14 +26,19 @@ var (
 // TestCases runs testdata/*.txt: blocks of commands, a line "----" and the actions they lead to.
 // Actions are carried out on the children as an agent would.
 //
-//	plan REV ID=model,model ...    the plan's gpu-lets (share 50; ID@20=... has share 20; ID@20/1=... is on GPU 1)
+//	plan REV ID=model,model ...    the plan's gpu-lets (share 50; ID@20=... has share 20; ID@20/1=... is on GPU 1;
+//	                               h2:ID=... is on host h2)
 //	at 3s                          sets the clock
 //	ready ID... | failed ID...     the child reports so, serving what it was last told, or nothing
 //	short ID...                    the child reports that it failed for lack of memory
+//	hung ID...                     the child repeats its last report, and that its engine hangs
 //	alive ID...                    the child repeats its last report
 //	exit ID...                     the process ends
 //	fault ID...                    the process ends because its device failed
 //	next                           prints and does what is decided
+//	unseen                         prints whose reports have to be read of other hosts
+//	says STATE ID=model...         the gpu-let of another host reports so under this plan, and that it has the models
+//	                               loaded; STATE may be restarting, and STATE@REV is of that revision
 func TestCases(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -95,7 +100,7 @@ func (h *host) run(t *testing.T, out *strings.Builder, cmd string, args []string
 		h.now = epoch.Add(d)
 	case "plan":
 		h.plan(t, args)
-	case "ready", "failed", "short", "alive", "exit", "fault":
+	case "ready", "failed", "short", "hung", "alive", "exit", "fault":
 		for _, id := range args {
 			i := h.index(id)
 			if i < 0 {
@@ -103,6 +108,10 @@ func (h *host) run(t *testing.T, out *strings.Builder, cmd string, args []string
 			}
 			h.event(cmd, &h.children[i])
 		}
+	case "unseen":
+		fmt.Fprintf(out, "unseen %v\n", reconcile.Unseen(h.want, h.children))
+	case "says":
+		h.says(t, args[0], args[1:])
 	case "next":
 		actions := reconcile.Next(h.now, h.want, h.children, h.lim)
 		for _, a := range actions {
@@ -121,13 +130,14 @@ func (h *host) plan(t *testing.T, args []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.want = reconcile.Desired{Revision: rev}
+	h.want = reconcile.Desired{Revision: rev, Since: h.now, Reports: map[string]plan.GpuletReport{}}
 	for _, arg := range args[1:] {
+		other, arg, elsewhere := cutHost(arg)
 		place, models, _ := strings.Cut(arg, "=")
 		id, share, ok := strings.Cut(place, "@")
-		share, gpu, elsewhere := strings.Cut(share, "/")
-		g := plan.Gpulet{ID: id, Share: 50}
-		if elsewhere {
+		share, gpu, second := strings.Cut(share, "/")
+		g := plan.Gpulet{ID: id, Host: other, Share: 50}
+		if second {
 			if g.GPU, err = strconv.Atoi(gpu); err != nil {
 				t.Fatal(err)
 			}
@@ -140,7 +150,41 @@ func (h *host) plan(t *testing.T, args []string) {
 		for _, m := range strings.Split(models, ",") {
 			g.Models = append(g.Models, plan.Assignment{Model: m, Batch: 1})
 		}
-		h.want.Gpulets = append(h.want.Gpulets, g)
+		if elsewhere {
+			h.want.Elsewhere = append(h.want.Elsewhere, g)
+		} else {
+			h.want.Gpulets = append(h.want.Gpulets, g)
+		}
+	}
+}
+
+// cutHost takes the host off a gpu-let that is on another one.
+func cutHost(arg string) (other, gpulet string, elsewhere bool) {
+	if before, after, ok := strings.Cut(arg, ":"); ok {
+		return before, after, true
+	}
+	return "", arg, false
+}
+
+// says is what a gpu-let of another host reports.
+func (h *host) says(t *testing.T, state string, args []string) {
+	for _, arg := range args {
+		id, models, _ := strings.Cut(arg, "=")
+		r := plan.GpuletReport{ID: id, Revision: h.want.Revision}
+		name, rev, old := strings.Cut(state, "@")
+		if r.State = plan.GpuletState(name); name == "restarting" {
+			r.State, r.Restarts = plan.Starting, 1
+		}
+		if old {
+			var err error
+			if r.Revision, err = strconv.ParseUint(rev, 10, 64); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, m := range strings.Split(models, ",") {
+			r.Models = append(r.Models, plan.ModelReport{Model: m, Loaded: true})
+		}
+		h.want.Reports[id] = r
 	}
 }
 
@@ -156,9 +200,12 @@ func (h *host) event(what string, c *reconcile.Child) {
 			r.Models[i].OutOfMemory = true
 		}
 		c.Hear(h.now, r)
-	case "alive":
+	case "alive", "hung":
 		r := report(c, c.State, c.State == plan.Ready)
 		r.Revision = c.Revision
+		if what == "hung" {
+			r.Hung = "batch of 8 of lenet has run for 11s, expected 20ms"
+		}
 		c.Hear(h.now, r)
 	case "exit":
 		c.Exit(h.now, h.lim)
@@ -254,36 +301,104 @@ func TestReachesThePlan(t *testing.T) {
 }
 
 // TestServesThroughout: while processes behave, a model that the old and the new plan serve is
-// ready on some gpu-let at every moment in between.
+// ready on some gpu-let of some host at every moment in between.
 func TestServesThroughout(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		h := &host{now: epoch, lim: reconcile.DefaultLimits}
-		h.want = placed(drawPlan(t, 1))
+		f := fleet{{now: epoch, lim: reconcile.DefaultLimits}, {now: epoch, lim: reconcile.DefaultLimits}}
+		f.follow(t, 1)
 		for range 10 {
-			h.behave()
-			h.step()
+			f.behave()
+			f.step()
 		}
-		before := h.ready()
-		h.want = placed(drawPlan(t, 2))
+		before := f.ready()
+		f.follow(t, 2)
 		after := map[string]bool{}
-		for _, g := range h.want.Gpulets {
-			for _, a := range g.Models {
-				after[a.Model] = true
-			}
-		}
-		for range 10 {
-			h.step()
-			for model := range before {
-				if after[model] && !h.ready()[model] {
-					t.Fatalf("nobody serves %s while plan 2 comes: %v", model, h.runs())
+		for _, h := range f {
+			for _, g := range h.want.Gpulets {
+				for _, a := range g.Models {
+					after[a.Model] = true
 				}
 			}
-			h.behave()
 		}
-		if diff := cmp.Diff(planned(h.want), h.runs()); diff != "" {
-			t.Fatalf("-plan +host:\n%s", diff)
+		for range 15 {
+			for _, h := range f {
+				f.tell(h)
+				h.step()
+				for model := range before {
+					if ready := f.ready(); after[model] && !ready[model] {
+						t.Fatalf("nobody serves %s while plan 2 comes: %v %v", model, f[0].runs(), f[1].runs())
+					}
+				}
+			}
+			f.behave()
+		}
+		for _, h := range f {
+			if diff := cmp.Diff(planned(h.want), h.runs()); diff != "" {
+				t.Fatalf("-plan +host:\n%s", diff)
+			}
 		}
 	})
+}
+
+// fleet is hosts that know of each other what they report.
+type fleet []*host
+
+// follow gives every host its part of a new plan.
+func (f fleet) follow(t *rapid.T, rev uint64) {
+	for i, h := range f {
+		h.want = placed(drawPlan(t, rev))
+		for j := range h.want.Gpulets {
+			h.want.Gpulets[j].ID = fmt.Sprint("h", i, h.want.Gpulets[j].ID)
+		}
+		h.want.Since, h.want.Reports = h.now, map[string]plan.GpuletReport{}
+	}
+	for _, h := range f {
+		for _, o := range f {
+			if o != h {
+				h.want.Elsewhere = append(h.want.Elsewhere, o.want.Gpulets...)
+			}
+		}
+	}
+}
+
+// tell lets h read what it has to of the others' reports.
+func (f fleet) tell(h *host) {
+	unseen := reconcile.Unseen(h.want, h.children)
+	for _, o := range f {
+		for _, c := range o.children {
+			if !slices.Contains(unseen, c.ID) {
+				continue
+			}
+			r := plan.GpuletReport{State: c.State, Revision: c.Revision}
+			for _, m := range c.Loaded {
+				r.Models = append(r.Models, plan.ModelReport{Model: m, Loaded: true})
+			}
+			h.want.Reports[c.ID] = r
+		}
+	}
+}
+
+func (f fleet) step() {
+	for _, h := range f {
+		f.tell(h)
+		h.step()
+	}
+}
+
+func (f fleet) behave() {
+	for _, h := range f {
+		h.behave()
+	}
+}
+
+func (f fleet) ready() map[string]bool {
+	all := map[string]bool{}
+	for _, h := range f {
+		for m, ok := range h.ready() {
+			all[m] = all[m] || ok
+		}
+	}
+	return all
 }
 
 func TestSameInputSameActions(t *testing.T) {
