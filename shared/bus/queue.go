@@ -67,6 +67,7 @@ type Lag struct {
 	FirstSeq    uint64    // of the oldest request; those before it have left the queue
 	LastSeq     uint64    // requests ever stored; differences of it are the arrival rate
 	Bytes       uint64    // stored
+	Created     time.Time // when the queue was made: another time is another queue, and what the other held is lost
 	Oldest      time.Time // when the oldest request was stored; zero when there is none
 }
 
@@ -209,7 +210,7 @@ func (b *Bus) lag(ctx context.Context, model string) (Lag, error) {
 	lag := Lag{
 		Pending: info.NumPending, AckPending: uint64(info.NumAckPending), Redelivered: uint64(info.NumRedelivered),
 		Waiting: info.NumWaiting, Deliveries: info.Delivered.Consumer,
-		FirstSeq: state.FirstSeq, LastSeq: state.LastSeq, Bytes: state.Bytes,
+		FirstSeq: state.FirstSeq, LastSeq: state.LastSeq, Bytes: state.Bytes, Created: stream.CachedInfo().Created,
 	}
 	if state.Msgs > 0 {
 		lag.Oldest = state.FirstTime

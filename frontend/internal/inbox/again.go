@@ -13,8 +13,8 @@ import (
 )
 
 // A connection that breaks takes acknowledgements and replies with it, and the server that comes back may
-// have lost its queues. So after a reconnect whatever waits is published again, under the same message id: a
-// queue that has lost the request takes it, and one that has it says so. Where it had it and has it no more
+// have lost its queues. So after a reconnect whatever waits is published again, under the same message id,
+// and so is what waits for a model whose queue was made anew: a queue that has lost the request takes it, and one that has it says so. Where it had it and has it no more
 // it was answered, and the answer is lost: then the request is published as another attempt, unless its
 // answer is kept as a result.
 
@@ -33,21 +33,33 @@ type line struct {
 	known []*Call // published before, as their queue says; no answer yet
 }
 
-// reconnected doubts everything that waits, oldest first.
+// reconnected doubts everything that waits.
 func (i *Inbox) reconnected() {
+	i.reconsider(func(*Call) bool { return true })
+}
+
+// reconsider doubts those of the calls that wait, oldest first.
+func (i *Inbox) reconsider(these func(*Call) bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for _, l := range i.lines {
-		l.known = nil
+		l.known = slices.DeleteFunc(l.known, these)
 	}
-	calls := make([]*Call, 0, len(i.pending))
+	var calls []*Call
 	for _, c := range i.pending {
-		calls = append(calls, c)
+		if these(c) {
+			calls = append(calls, c)
+		}
 	}
 	slices.SortFunc(calls, func(a, b *Call) int { return cmp.Compare(a.number, b.number) })
 	for _, c := range calls {
 		i.enqueue(c)
 	}
+}
+
+// QueueLost doubts what waits for a model: its queue is another one than before.
+func (i *Inbox) QueueLost(model string) {
+	i.reconsider(func(c *Call) bool { return c.model == model })
 }
 
 // doubt publishes a request again, if it still waits: it may not be where it was sent to.

@@ -296,3 +296,33 @@ func TestAServerThatForgotIsSentWhatWaits(t *testing.T) {
 		t.Errorf("%d requests were stored, %v: expected %d", lag.LastSeq, err, waiting)
 	}
 }
+
+// Of a model whose queue was made anew everything that waits is sent again; of others nothing.
+func TestWhatALostQueueHeldIsSentAgain(t *testing.T) {
+	s, _, i := unreliable(t)
+	c := send(t, i, "q")
+	i.QueueLost("other")
+	s.fetch(t)
+	if err := s.Planner.DeleteQueue(t.Context(), "toy"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Planner.EnsureQueue(t.Context(), frontendtest.Queue("toy")); err != nil {
+		t.Fatal(err)
+	}
+	i.QueueLost("toy")
+	frontendtest.Eventually(t, "it is stored again", func() bool { return s.stored(t) == 1 })
+	if n := i.Stats().Again; n != 1 {
+		t.Errorf("%d requests were sent again: expected 1", n)
+	}
+	s.events = make(chan bus.PullEvent, 8)
+	p, err := s.worker.NewPuller("toy", bus.PullerOptions{Events: s.events})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.Pull(1, true, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	s.reply(t, s.fetch(t), "answer", 1)
+	answered(t, c, "answer")
+}
