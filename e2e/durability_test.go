@@ -27,6 +27,13 @@ func crash(t *testing.T, s *harness.System) {
 	s.Frontend.WaitEvent(t, "frontend is up")
 }
 
+// refWorker starts a worker in a system that has none.
+func refWorker(t *testing.T, s *harness.System) *harness.Process {
+	t.Helper()
+	return s.Start(t, "worker", "run", "--metrics-addr", "127.0.0.1:0", "--models", s.Models(), "--device", "cpu",
+		"--engine", "ref", "--nats-url", s.NATS, "--state-dir", s.StateDir)
+}
+
 // answers collects replies by token.
 type answers struct {
 	mu   sync.Mutex // guards by
@@ -134,8 +141,7 @@ func TestCrashOfTheServerLosesNothingThatWasAcceptedOnDisk(t *testing.T) {
 
 	s.Planner = s.StartPlanner(t)
 	harness.Eventually(t, "queue of quick", func() error { _, err := admin.Lag(t.Context(), "quick"); return err })
-	s.Worker = s.Start(t, "worker", "run", "--metrics-addr", "127.0.0.1:0", "--models", r.dir, "--device", "cpu",
-		"--engine", "ref", "--nats-url", s.NATS, "--state-dir", s.StateDir)
+	s.Worker = refWorker(t, s)
 	s.WaitReady(t, models...)
 	if err := client.Publish(t.Context(), a.request("quick", "in-time")); err != nil {
 		t.Errorf("quick, once a planner has made its queue: %v", err)

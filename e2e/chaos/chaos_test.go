@@ -49,7 +49,7 @@ func places() []place {
 			{fault{"stop planner 5 s", false, stop(planner)}, 0, 10},
 			{fault{"kill frontend", false, killFrontend}, 1, 40},
 			{fault{"stop frontend 5 s", false, stop(frontend)}, 0, 10},
-			{fault{"kill NATS", true, killNATS}, 1, 40},
+			{fault{"kill NATS", false, killNATS}, 1, 40},
 			{fault{"stop NATS 5 s", false, stop(server)}, 0, 10},
 			{fault{"cut host 10 s", false, cutHost}, 1, 20},
 			{fault{"stall host 5 s", false, stallHost}, 0, 15},

@@ -19,7 +19,8 @@ type Config struct {
 	// MaxBody bounds a request's body. JSON takes two to four times the bytes of its tensors, which
 	// are bounded by the NATS server's max payload.
 	MaxBody int64 `env:"MAX_BODY" envDefault:"33554432" usage:"largest HTTP request body in bytes"`
-	// MaxBodies bounds the memory that bodies take while they are read and sent.
+	// MaxBodies bounds the memory that bodies take while they are read, and messages until they are answered:
+	// they may have to be sent again.
 	MaxBodies int64 `env:"MAX_BODIES" envDefault:"1073741824" usage:"most bytes of request bodies held at once; more are refused with 429"`
 	// MaxInFlight bounds the requests that are held at once.
 	MaxInFlight int64 `env:"MAX_IN_FLIGHT" envDefault:"16384" usage:"most requests at once; more are refused with 429"`

@@ -18,6 +18,8 @@ var (
 		"Replies nobody waited for: late (the waiter had left), duplicate (already answered) or stray.", []string{"kind"}, nil)
 	waitingDesc = prometheus.NewDesc("gpulet_frontend_requests_waiting",
 		"Requests sent to a queue and not answered yet.", nil, nil)
+	againDesc = prometheus.NewDesc("gpulet_frontend_publishes_again_total",
+		"Publishes made again, after a lost acknowledgement or a reconnect, of requests that wait for an answer.", nil, nil)
 	planDesc = prometheus.NewDesc("gpulet_frontend_plan_revision",
 		"Revision of the plan that the frontend has seen.", nil, nil)
 	readyDesc = prometheus.NewDesc("gpulet_frontend_model_ready",
@@ -32,7 +34,7 @@ func registerSystem(reg prometheus.Registerer, i *inbox.Inbox, f *fleet.Fleet) {
 
 // Describe implements prometheus.Collector.
 func (s *system) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{unclaimedDesc, waitingDesc, planDesc, readyDesc, deadDesc} {
+	for _, d := range []*prometheus.Desc{unclaimedDesc, waitingDesc, againDesc, planDesc, readyDesc, deadDesc} {
 		ch <- d
 	}
 }
@@ -50,6 +52,7 @@ func (s *system) Collect(ch chan<- prometheus.Metric) {
 	counter(unclaimedDesc, st.Duplicates, "duplicate")
 	counter(unclaimedDesc, st.Strays, "stray")
 	gauge(waitingDesc, float64(st.Pending))
+	counter(againDesc, st.Again)
 	gauge(planDesc, float64(s.fleet.Plan().Revision))
 	for _, m := range s.fleet.Models() {
 		ready := 0.0

@@ -101,6 +101,7 @@ func start(ctx context.Context, g *lifecycle.Group, cfg Config, listener net.Lis
 		return nil
 	})
 	fl := fleet.New(b, cfg.Refresh, log)
+	fl.OnLostQueue(replies.QueueLost)
 	g.Go("fleet", fl.Run)
 	metrics.SetHealth(fl.Ready)
 	registerSystem(reg, replies, fl)

@@ -93,7 +93,7 @@ func (a *acks) fail(err error) { a.failWhere(err, func(waitingAck) bool { return
 // expire ends what has waited too long and comes again while anything waits.
 func (a *acks) expire() {
 	oldest := time.Now().Add(-ackTimeout)
-	a.failWhere(fmt.Errorf("%w: no acknowledgement within %v", ErrUnavailable, ackTimeout),
+	a.failWhere(fmt.Errorf("%w within %v", ErrUnacknowledged, ackTimeout),
 		func(w waitingAck) bool { return w.sent.Before(oldest) })
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -24,8 +24,10 @@ var (
 	// ErrOverloaded: the model's queue is full. The request was not taken.
 	ErrOverloaded = errors.New("overloaded")
 	// ErrUnavailable: nobody answered for the queue or document, or the connection is down.
-	// A publish may still have been taken: retry it with the same MsgID.
 	ErrUnavailable = errors.New("unavailable")
+	// ErrUnacknowledged is an ErrUnavailable that leaves open whether a publish was taken: its
+	// acknowledgement did not come.
+	ErrUnacknowledged = fmt.Errorf("%w: not acknowledged", ErrUnavailable)
 	// ErrTooLarge: a message is larger than the server takes.
 	ErrTooLarge = errors.New("too large")
 	// ErrUnknownModel: the model has no queue, or its name cannot be one.
@@ -65,7 +67,7 @@ type Bus struct {
 func (b *Bus) Close() {
 	b.nc.Close()
 	<-b.closed
-	b.acks.fail(fmt.Errorf("%w: the connection was closed", ErrUnavailable))
+	b.acks.fail(fmt.Errorf("%w: the connection was closed", ErrUnacknowledged))
 }
 
 // Drain ends all subscriptions, lets their handlers finish, sends what was published and closes.

@@ -122,7 +122,7 @@ func (b *Bus) RemoveCancelled(ctx context.Context, removed func(model string)) e
 }
 
 // takeOut takes a request out of its queue, if it is there, is the one that is meant, and was never
-// fetched. Its client is told first: whoever dies in between leaves it to the gpu-lets.
+// fetched. Where another planner is faster, that one counts it.
 func (b *Bus) takeOut(ctx context.Context, c Cancellation) (bool, error) {
 	ctx, cancel := apiContext(ctx)
 	defer cancel()
@@ -144,14 +144,5 @@ func (b *Bus) takeOut(ctx context.Context, c Cancellation) (bool, error) {
 	if idOf(msg) != c.RequestID {
 		return false, nil
 	}
-	if err := b.answer(msg, wire.Cancelled, c.Model, "cancelled in the queue"); err != nil {
-		return false, err
-	}
-	switch err := stream.DeleteMsg(ctx, c.Seq); {
-	case gone(err):
-		return false, nil // another planner was faster, and counts it
-	case err != nil:
-		return false, jsError(err)
-	}
-	return true, nil
+	return b.endStored(ctx, stream, msg, wire.Cancelled, "cancelled in the queue")
 }

@@ -249,7 +249,7 @@ func (b *Bus) onDisconnect(nc *nats.Conn, err error) {
 		return
 	}
 	b.log.Warn("lost NATS, reconnecting", "error", err)
-	b.acks.fail(fmt.Errorf("%w: the connection was lost before the acknowledgement", ErrUnavailable))
+	b.acks.fail(fmt.Errorf("%w: the connection was lost", ErrUnacknowledged))
 }
 
 func (b *Bus) onReconnect(nc *nats.Conn) {

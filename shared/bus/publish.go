@@ -38,7 +38,7 @@ type Receipt struct {
 }
 
 // Publish stores m in its model's queue and waits for the acknowledgement. Errors are
-// ErrOverloaded, ErrUnavailable, ErrTooLarge, ErrUnknownModel or ctx's.
+// ErrOverloaded, ErrUnavailable, ErrUnacknowledged (retry it with the same MsgID), ErrTooLarge, ErrUnknownModel or ctx's.
 func (b *Bus) Publish(ctx context.Context, m *Message) error {
 	msg, err := m.encode(b.nc.MaxPayload())
 	if err != nil {

@@ -63,8 +63,11 @@ type Lag struct {
 	AckPending  uint64    // fetched and not acknowledged
 	Redelivered uint64    // of those, delivered more than once
 	Waiting     int       // pulls that are parked
+	Deliveries  uint64    // ever made; while it stands still nobody fetches
+	FirstSeq    uint64    // of the oldest request; those before it have left the queue
 	LastSeq     uint64    // requests ever stored; differences of it are the arrival rate
 	Bytes       uint64    // stored
+	Created     time.Time // when the queue was made: another time is another queue, and what the other held is lost
 	Oldest      time.Time // when the oldest request was stored; zero when there is none
 }
 
@@ -206,7 +209,8 @@ func (b *Bus) lag(ctx context.Context, model string) (Lag, error) {
 	state, info := stream.CachedInfo().State, consumer.CachedInfo()
 	lag := Lag{
 		Pending: info.NumPending, AckPending: uint64(info.NumAckPending), Redelivered: uint64(info.NumRedelivered),
-		Waiting: info.NumWaiting, LastSeq: state.LastSeq, Bytes: state.Bytes,
+		Waiting: info.NumWaiting, Deliveries: info.Delivered.Consumer,
+		FirstSeq: state.FirstSeq, LastSeq: state.LastSeq, Bytes: state.Bytes, Created: stream.CachedInfo().Created,
 	}
 	if state.Msgs > 0 {
 		lag.Oldest = state.FirstTime

@@ -52,6 +52,9 @@ const (
 	Bury     Event = "buried"
 	Ack      Event = "acknowledged or deleted"
 	Age      Event = "older than the queue keeps requests"
+	Overdue  Event = "not fetched by its deadline"
+	Forget   Event = "its queue is lost"
+	Unheard  Event = "acknowledged, and its reply lost"
 )
 
 // Transition is one row of the life of a request.
@@ -71,6 +74,8 @@ func Transitions() []Transition {
 		{Published, Nobody, Refused, wire.Unavailable},
 		{Queued, Pull, Fetched, ""},
 		{Queued, Cancel, Answered, wire.Cancelled},
+		{Queued, Overdue, Answered, wire.Expired},
+		{Queued, Forget, Published, ""},
 		{Queued, Age, Gone, ""},
 		{Fetched, Launch, Running, ""},
 		{Fetched, Reject, Answered, wire.BadRequest},
@@ -88,6 +93,8 @@ func Transitions() []Transition {
 		{Answered, Ack, Gone, ""},
 		{Answered, Unacked, Queued, ""},
 		{Answered, Exhaust, Dead, ""},
+		{Answered, Unheard, Published, ""},
+		{Dead, Forget, Published, ""},
 		{Dead, Bury, Answered, wire.Poisoned},
 	}
 }

@@ -42,6 +42,9 @@ type Fleet struct {
 	models atomic.Pointer[catalog]
 	plan   atomic.Pointer[plan.Plan]
 	state  atomic.Pointer[State]
+
+	lost   func(model string)   // told of every queue that was made anew
+	queues map[string]time.Time // by model: when its queue was made; of the goroutine that polls
 }
 
 // catalog is the registered models, sorted and by name.
@@ -61,12 +64,16 @@ type State struct {
 
 // New returns an empty fleet; states are read once per interval while Run runs.
 func New(b Bus, interval time.Duration, log *slog.Logger) *Fleet {
-	f := &Fleet{bus: b, interval: interval, log: log}
+	f := &Fleet{bus: b, interval: interval, log: log, lost: func(string) {}, queues: map[string]time.Time{}}
 	f.models.Store(&catalog{})
 	f.plan.Store(&plan.Plan{})
 	f.state.Store(&State{})
 	return f
 }
+
+// OnLostQueue makes Run call lost for every model whose queue is another one than before: what the old one
+// held is lost. It is called before Run, and lost must not block.
+func (f *Fleet) OnLostQueue(lost func(model string)) { f.lost = lost }
 
 // Run keeps the fleet up to date until ctx ends.
 func (f *Fleet) Run(ctx context.Context) error {
@@ -152,6 +159,10 @@ func (f *Fleet) read(ctx context.Context) (*State, error) {
 			return nil, err
 		}
 		s.Lag[m.Name] = lag
+		if made, known := f.queues[m.Name]; known && !made.Equal(lag.Created) {
+			f.lost(m.Name)
+		}
+		f.queues[m.Name] = lag.Created
 	}
 	if s.Dead, err = f.bus.CountDeadLetters(ctx); err != nil && !errors.Is(err, bus.ErrNotFound) {
 		return nil, err

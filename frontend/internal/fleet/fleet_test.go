@@ -1,11 +1,15 @@
 package fleet_test
 
 import (
+	"log/slog"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/gpulet/gpulet/frontend/internal/fleet"
 	"github.com/gpulet/gpulet/frontend/internal/frontendtest"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/embedded/embeddedtest"
@@ -84,4 +88,46 @@ func TestReadsLagOfModelsThatHaveAQueue(t *testing.T) {
 		_, other := lag["other"]
 		return lag["toy"].Pending == 1 && !lag["toy"].Oldest.IsZero() && !other
 	})
+}
+
+// A queue that is made anew has lost what it held, whoever took it away; one that is only changed has not.
+func TestALostQueueIsNoticed(t *testing.T) {
+	s := frontendtest.Start(t, frontendtest.Toy(), frontendtest.Model("other", nil, nil))
+	f := fleet.New(s.Bus, 10*time.Millisecond, slog.New(slog.DiscardHandler))
+	lost := make(chan string, 4)
+	f.OnLostQueue(func(model string) { lost <- model })
+	var done sync.WaitGroup
+	done.Go(func() {
+		if err := f.Run(t.Context()); err != nil {
+			t.Errorf("fleet: %v", err)
+		}
+	})
+	t.Cleanup(done.Wait)
+	reads := func(n int) {
+		t.Helper()
+		for range n {
+			last := f.State().Read
+			frontendtest.Eventually(t, "both queues are read", func() bool {
+				return f.State().Read.After(last) && len(f.State().Lag) == 2
+			})
+		}
+	}
+	reads(1)
+	larger := frontendtest.Queue("other")
+	larger.MaxMsgs *= 2
+	if err := s.Planner.EnsureQueue(t.Context(), larger); err != nil {
+		t.Fatal(err)
+	}
+	reads(2)
+	if err := s.Planner.DeleteQueue(t.Context(), "toy"); err != nil {
+		t.Fatal(err)
+	}
+	frontendtest.Eventually(t, "toy has no queue", func() bool { _, ok := f.State().Lag["toy"]; return !ok })
+	if err := s.Planner.EnsureQueue(t.Context(), frontendtest.Queue("toy")); err != nil {
+		t.Fatal(err)
+	}
+	reads(2)
+	if len(lost) != 1 || <-lost != "toy" {
+		t.Errorf("%d queues were lost: expected that of toy", len(lost))
+	}
 }

@@ -7,12 +7,10 @@ package inbox
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/life"
@@ -31,15 +29,18 @@ var ErrCancelled = errors.New("cancelled")
 type Bus interface {
 	NewInbox(receive func(bus.Reply)) (*bus.Inbox, error)
 	PublishAsync(m *bus.Message, done func(bus.Receipt, error)) error
+	OnReconnect(f func())
+	Lag(ctx context.Context, model string) (bus.Lag, error)
 	Cancel(c bus.Cancellation) error
 	WatchCancellations(model string, hear func(bus.Cancellation)) (stop func(), err error)
 	Result(ctx context.Context, model, requestID string) (bus.Reply, error)
 	AwaitResult(ctx context.Context, model, requestID string) (bus.Reply, error)
 }
 
-// Stats counts the replies that nobody was waiting for, and the requests in flight.
+// Stats counts the replies that nobody was waiting for, the requests in flight, and what was sent again.
 type Stats struct {
 	Pending    int
+	Again      uint64 // publishes made again, of requests whose answer may not come otherwise
 	Late       uint64 // the waiter had left, or its request was refused
 	Duplicates uint64 // the request had been answered
 	Strays     uint64 // never one of ours, or forgotten since
@@ -51,9 +52,14 @@ type Inbox struct {
 	replies *bus.Inbox
 	deaf    func() // ends hearing of cancellations
 
+	serve   func(l *line) // starts serving a line, until Close
+	stop    func()        // ends serving
+	serving sync.WaitGroup
+
 	mu      sync.Mutex // guards the fields below
 	pending map[uint64]*Call
 	named   map[name]map[uint64]*Call // those of pending whose client has chosen the id
+	lines   map[string]*line          // by model: what is to be sent again
 	last    uint64                    // number of the newest request
 	closed  closedRing
 	down    bool
@@ -62,7 +68,7 @@ type Inbox struct {
 
 // Open subscribes to a new inbox on b.
 func Open(b Bus) (*Inbox, error) {
-	i := &Inbox{bus: b, pending: map[uint64]*Call{}, named: map[name]map[uint64]*Call{}}
+	i := &Inbox{bus: b, pending: map[uint64]*Call{}, named: map[name]map[uint64]*Call{}, lines: map[string]*line{}}
 	replies, err := b.NewInbox(i.receive)
 	if err != nil {
 		return nil, fmt.Errorf("open reply inbox: %w", err)
@@ -72,6 +78,10 @@ func Open(b Bus) (*Inbox, error) {
 		replies.Close()
 		return nil, err
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	i.stop = cancel
+	i.serve = func(l *line) { i.serving.Go(func() { i.sendAgain(ctx, l) }) }
+	b.OnReconnect(i.reconnected)
 	return i, nil
 }
 
@@ -79,6 +89,8 @@ func Open(b Bus) (*Inbox, error) {
 func (i *Inbox) Close() {
 	i.deaf()
 	i.replies.Close()
+	i.stop()
+	defer i.serving.Wait()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.down = true
@@ -96,35 +108,9 @@ func (i *Inbox) Stats() Stats {
 	return s
 }
 
-// name is what a client calls a request.
-type name struct{ model, id string }
-
-// Call is one request in flight. Its owner calls Wait exactly once.
-type Call struct {
-	// RequestID is the client's own or, where it has none, unique among all requests of all frontends
-	// and not to be guessed: whoever knows it may cancel the request.
-	RequestID string
-
-	inbox  *Inbox
-	model  string
-	number uint64
-	own    bool          // the client has chosen the id, and may come back for the answer
-	result chan outcome  // holds one; only hear sends
-	twin   chan struct{} // closed when the request turns out to have been sent before
-
-	// Guarded by inbox.mu.
-	seq      uint64 // in the queue; 0: not known yet
-	unwanted bool   // cancelled
-}
-
-type outcome struct {
-	reply bus.Reply
-	err   error
-}
-
-// Send publishes m under a reply address of its own and, unless it has one, a request id. m and its
-// body may be reused when Send has returned. An error means that nothing was sent; a later refusal by
-// the queue is what Wait returns.
+// Send publishes m under a reply address of its own and, unless it has one, a request id. m and its body
+// are the call's until Wait has returned: it may be published again. An error means that nothing was sent,
+// and they are the caller's; a later refusal by the queue is what Wait returns.
 //
 // A message that has an id is idempotent: when a request of that id was sent before, by whatever
 // frontend or client, Wait returns the answer of that one.
@@ -133,16 +119,20 @@ func (i *Inbox) Send(m *bus.Message) (*Call, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.RequestID, m.Idempotent = c.RequestID, c.own
-	m.ReplyTo = i.replies.Address(strconv.FormatUint(c.number, 36))
-	err = i.bus.PublishAsync(m, func(r bus.Receipt, err error) {
-		if err != nil {
+	c.compose(m)
+	err = c.publish(func(r bus.Receipt, err error) {
+		switch {
+		case err == nil:
+			i.stored(c, r)
+		case errors.Is(err, bus.ErrUnacknowledged):
+			i.end(c, life.Doubt, err)
+			i.doubt(c)
+		default:
 			i.end(c, life.Refusal, err)
-			return
 		}
-		i.stored(c, r)
 	})
 	if err != nil {
+		c.release()
 		i.end(c, life.Refusal, err)
 		return nil, err
 	}
@@ -158,17 +148,6 @@ func (i *Inbox) Answered(ctx context.Context, model, requestID string) *Call {
 	}
 	c := newCall(i, model, requestID)
 	c.result <- outcome{reply: r}
-	return c
-}
-
-func newCall(i *Inbox, model, requestID string) *Call {
-	c := &Call{
-		RequestID: requestID, own: requestID != "", inbox: i, model: model,
-		result: make(chan outcome, 1), twin: make(chan struct{}),
-	}
-	if !c.own {
-		c.RequestID = rand.Text()[:20]
-	}
 	return c
 }
 
@@ -192,66 +171,24 @@ func (i *Inbox) open(m *bus.Message) (*Call, error) {
 	return c, nil
 }
 
-// stored notes where a request is.
+// stored notes where a request is. Of one that was there before the answer may be lost: it is looked for,
+// among the results where the client has chosen its id.
 func (i *Inbox) stored(c *Call, r bus.Receipt) {
 	i.mu.Lock()
-	c.seq = r.Seq
-	unwanted := c.unwanted
-	i.mu.Unlock()
-	if r.Duplicate && c.own {
+	c.seq, c.again, c.missing = r.Seq, false, false
+	unwanted, l := c.unwanted, i.lines[c.model]
+	switch {
+	case !r.Duplicate:
+	case c.own && !c.twinned:
+		c.twinned = true
 		close(c.twin)
+	case !c.own && l != nil:
+		l.known = append(l.known, c)
 	}
+	i.mu.Unlock()
 	if unwanted { // cancelled before its place was known
 		c.cancel(r.Seq)
 	}
-}
-
-// Wait returns the first reply, the queue's refusal (the bus's errors), ErrCancelled, ErrExpired when
-// deadline passes first, or ctx's error when the client leaves. What comes afterwards is only counted.
-// A request whose client leaves is cancelled, unless the client has chosen its id.
-func (c *Call) Wait(ctx context.Context, deadline time.Time) (bus.Reply, error) {
-	ctx, cancel := context.WithDeadlineCause(ctx, deadline, ErrExpired)
-	var seeking sync.WaitGroup
-	defer seeking.Wait()
-	defer cancel()
-	for twin, done := c.twin, ctx.Done(); ; {
-		select {
-		case o := <-c.result:
-			return o.reply, o.err
-		case <-twin:
-			twin = nil
-			seeking.Go(func() { c.seek(ctx) })
-		case <-done:
-			done = nil
-			c.leave(context.Cause(ctx)) // an answer that came in this very moment is in the channel
-		}
-	}
-}
-
-// seek gets the answer that another request of the same id has, or will have.
-func (c *Call) seek(ctx context.Context) {
-	if r, err := c.inbox.bus.AwaitResult(ctx, c.model, c.RequestID); err == nil {
-		c.inbox.mu.Lock()
-		defer c.inbox.mu.Unlock()
-		c.inbox.hear(c.number, life.Reply, outcome{reply: r})
-	}
-}
-
-// leave ends the wait because of err. What a queue holds past its deadline ends by itself.
-func (c *Call) leave(err error) {
-	i := c.inbox
-	i.mu.Lock()
-	c.unwanted = i.hear(c.number, life.Leave, outcome{err: err}) && !c.own && !errors.Is(err, ErrExpired)
-	unwanted, seq := c.unwanted, c.seq
-	i.mu.Unlock()
-	if unwanted {
-		c.cancel(seq)
-	}
-}
-
-// cancel tells the others that nobody wants the request. It may be lost: then it is answered in vain.
-func (c *Call) cancel(seq uint64) {
-	_ = c.inbox.bus.Cancel(bus.Cancellation{Model: c.model, RequestID: c.RequestID, Seq: seq})
 }
 
 // Cancel cancels a request by its id, wherever it was sent and wherever it is.
@@ -334,25 +271,4 @@ func (i *Inbox) forget(c *Call) {
 	if len(i.named[n]) == 0 {
 		delete(i.named, n)
 	}
-}
-
-// remembered is how many ended requests are told apart; a reply to an older one is a stray.
-const remembered = 1 << 14
-
-// closedRing remembers the fate of the last requests that have ended, by their number.
-type closedRing [remembered]struct {
-	number uint64
-	fate   life.Fate
-}
-
-func (r *closedRing) put(n uint64, f life.Fate) {
-	slot := &r[n%remembered]
-	slot.number, slot.fate = n, f
-}
-
-func (r *closedRing) of(n uint64) life.Fate {
-	if slot := &r[n%remembered]; slot.number == n {
-		return slot.fate
-	}
-	return life.Unknown
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,7 +33,8 @@ const (
 // keepBuffer is the largest buffer, in bytes, that is kept for the next request.
 const keepBuffer = 4 << 20
 
-// buffers are bodies as read and messages as sent: both are dead once the request is on the bus.
+// buffers are bodies as read, which are dead once the request is on the bus, and messages as sent, which
+// are dead once it is answered.
 var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
 func getBuffer() *[]byte { return buffers.Get().(*[]byte) }
@@ -44,11 +46,12 @@ func putBuffer(b *[]byte) {
 	}
 }
 
-// held is one request's part of the memory that all bodies may take together.
+// held is a buffer, and its part of the memory that all bodies may take together.
 type held struct {
 	total *atomic.Int64 // bytes of all bodies
 	limit int64
-	bytes int64 // of this one
+	bytes int64   // of this one
+	buf   *[]byte // nil once it is released
 }
 
 // grow takes n bytes more. They are taken when it refuses, too: release gives them back.
@@ -57,25 +60,47 @@ func (h *held) grow(n int) error {
 	return admit.Bodies(h.total.Add(int64(n)), h.limit)
 }
 
+// release gives the buffer back. It may be called more than once.
 func (h *held) release() {
 	h.total.Add(-h.bytes)
 	h.bytes = 0
+	if h.buf != nil {
+		putBuffer(h.buf)
+		h.buf = nil
+	}
 }
 
-// readBody reads the whole body into buf, whose bytes it counts in mem. Its errors are Refusals, or
-// the client's own failure to send it.
-func readBody(w http.ResponseWriter, r *http.Request, buf *[]byte, limit int64, mem *held) ([]byte, error) {
+// slack is how many bytes larger than a message its buffer may be while the message is kept, or as much as
+// the message: else a few large requests would leave large buffers to many small ones.
+const slack = 16 << 10
+
+// keep counts the buffer for as long as it is held, and returns what is in it.
+func (h *held) keep() []byte {
+	if b := *h.buf; cap(b) > 2*len(b)+slack {
+		exact := slices.Clone(b)
+		putBuffer(h.buf)
+		h.buf = &exact
+	}
+	n := int64(cap(*h.buf))
+	h.bytes += n
+	h.total.Add(n)
+	return *h.buf
+}
+
+// readBody reads the whole body into the buffer of mem, which counts its bytes. Its errors are Refusals,
+// or the client's own failure to send it.
+func readBody(w http.ResponseWriter, r *http.Request, mem *held, limit int64) ([]byte, error) {
 	if err := admit.Body(r.ContentLength, limit); err != nil {
 		return nil, err
 	}
 	ctl := http.NewResponseController(w)
 	_ = ctl.SetReadDeadline(time.Now().Add(bodyTimeout)) // not supported in some tests only
 	defer func() { _ = ctl.SetReadDeadline(time.Time{}) }()
-	body, err := fill((*buf)[:0], r, limit, mem)
+	body, err := fill((*mem.buf)[:0], r, limit, mem)
 	if err != nil {
 		return nil, err
 	}
-	*buf = body
+	*mem.buf = body
 	return body, nil
 }
 

@@ -17,7 +17,8 @@ func read(t *testing.T, body io.Reader, length int64, mem *held) error {
 	t.Helper()
 	r := httptest.NewRequestWithContext(t.Context(), "POST", "/", body)
 	r.ContentLength = length
-	_, err := readBody(httptest.NewRecorder(), r, new([]byte), 16<<20, mem)
+	mem.buf = new([]byte)
+	_, err := readBody(httptest.NewRecorder(), r, mem, 16<<20)
 	return err
 }
 
@@ -56,6 +57,26 @@ func TestAnAnnouncedLengthReservesNothing(t *testing.T) {
 	}
 	if mem.bytes > 8192 {
 		t.Errorf("%d bytes are held for 10 that came", mem.bytes)
+	}
+}
+
+// A message is kept until it is answered, in a buffer of about its size: one that a large request has left
+// would be held by a small one.
+func TestMessagesAreKeptInBuffersOfTheirSize(t *testing.T) {
+	for _, c := range []struct{ size, room, most int }{{100, 100, 100}, {100, slack, slack}, {100, 4 << 20, 128}, {1 << 20, 2 << 20, 2 << 20}} {
+		var total atomic.Int64
+		buf := make([]byte, c.size, c.room)
+		buf[0] = 7
+		h := held{total: &total, buf: &buf}
+		kept := h.keep()
+		if len(kept) != c.size || kept[0] != 7 || cap(kept) > c.most || total.Load() != int64(cap(kept)) {
+			t.Errorf("%d bytes in a buffer of %d: %d are kept in one of %d, %d are counted", c.size, c.room, len(kept), cap(kept), total.Load())
+		}
+		h.release()
+		h.release()
+		if total.Load() != 0 {
+			t.Errorf("%d bytes are held after all is released", total.Load())
+		}
 	}
 }
 

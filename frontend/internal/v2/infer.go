@@ -70,12 +70,13 @@ func (s *Server) infer(w http.ResponseWriter, r *http.Request) {
 // exchange takes the request through: read, check, send, wait, answer. An error means that nothing
 // has been written yet.
 func (s *Server) exchange(w http.ResponseWriter, r *http.Request, m *model.Model, start time.Time) error {
-	call, req, deadline, err := s.submit(w, r, m, start)
+	sent, err := s.submit(w, r, m, start)
 	if err != nil {
 		return err
 	}
-	w.Header().Set(wire.HeaderRequestID, call.RequestID)
-	msg, err := call.Wait(r.Context(), deadline)
+	w.Header().Set(wire.HeaderRequestID, sent.call.RequestID)
+	msg, err := sent.call.Wait(r.Context(), sent.deadline)
+	sent.release()
 	if err != nil {
 		return s.waitError(r.Context(), m, err, time.Since(start))
 	}
@@ -86,50 +87,64 @@ func (s *Server) exchange(w http.ResponseWriter, r *http.Request, m *model.Model
 	if rep.Status != wire.StatusOK {
 		return &admit.Refusal{Status: rep.Status, Detail: replyDetail(m, rep), Retry: retryAfter(rep.Status)}
 	}
-	return s.answer(w, m, req, rep, start)
+	return s.answer(w, m, sent.req, rep, start)
 }
 
-// submit reads, checks and sends the request. The body's buffers are free again when it returns:
-// of the request only what the answer needs is kept.
-func (s *Server) submit(w http.ResponseWriter, r *http.Request, m *model.Model, now time.Time) (*inbox.Call, wire.V2Request, time.Time, error) {
-	body, message := getBuffer(), getBuffer()
-	defer putBuffer(body)
-	defer putBuffer(message)
-	var none wire.V2Request
-	mem := &held{total: &s.bodies, limit: s.opts.MaxBodies}
-	defer mem.release()
+// sent is a request that waits for its answer: what is needed to answer it, and its message, which may
+// have to be sent again.
+type sent struct {
+	call     *inbox.Call
+	req      wire.V2Request
+	deadline time.Time
+	message  held
+}
+
+// release gives back what the message takes. Nobody sends it any more.
+func (s *sent) release() { s.message.release() }
+
+// submit reads, checks and sends the request. Of its buffers only the message is kept, until the answer is
+// there: the caller releases it.
+func (s *Server) submit(w http.ResponseWriter, r *http.Request, m *model.Model, now time.Time) (out *sent, err error) {
+	body := held{total: &s.bodies, limit: s.opts.MaxBodies, buf: getBuffer()}
+	defer body.release()
+	out = &sent{message: held{total: &s.bodies, limit: s.opts.MaxBodies, buf: getBuffer()}}
+	defer func() {
+		if err != nil {
+			out.release()
+		}
+	}()
 	id, err := requestID(r.Header)
 	if err != nil {
-		return nil, none, now, err
+		return out, err
 	}
-	raw, err := readBody(w, r, body, s.opts.MaxBody, mem)
+	raw, err := readBody(w, r, &body, s.opts.MaxBody)
 	if err != nil {
-		return nil, none, now, err
+		return out, err
 	}
-	req, queued, err := s.read(r.Header, raw, m, message)
+	req, queued, err := s.read(r.Header, raw, m, &out.message)
 	if err != nil {
-		return nil, none, now, err
+		return out, err
 	}
-	deadline, err := admit.Deadline(r.Header.Get, req.Timeout, m, now)
-	if err != nil {
-		return nil, none, now, err
+	if out.deadline, err = admit.Deadline(r.Header.Get, req.Timeout, m, now); err != nil {
+		return out, err
 	}
+	req.Inputs = nil
+	out.req = req
 	if id != "" {
-		if call := s.sender.Answered(r.Context(), m.Name, id); call != nil {
-			return call, req, deadline, nil
+		if out.call = s.sender.Answered(r.Context(), m.Name, id); out.call != nil {
+			return out, nil
 		}
 	}
-	left := time.Until(deadline) // without a timeout the queue would give the request the model's own
+	left := time.Until(out.deadline) // without a timeout the queue would give the request the model's own
 	if left <= 0 {
-		return nil, none, now, admit.Refusef(wire.Expired, "model %s: the deadline passed while the request was read", m.Name)
+		return out, admit.Refusef(wire.Expired, "model %s: the deadline passed while the request was read", m.Name)
 	}
 	queued.Model, queued.RequestID, queued.Timeout, queued.Header = m.Name, id, left, carried(r.Header, queued.ContentType)
-	req.Inputs = nil
-	call, err := s.sender.Send(&queued)
-	if err != nil {
-		return nil, none, now, s.waitError(r.Context(), m, err, 0)
+	queued.Body = out.message.keep()
+	if out.call, err = s.sender.Send(&queued); err != nil {
+		return out, s.waitError(r.Context(), m, err, 0)
 	}
-	return call, req, deadline, nil
+	return out, nil
 }
 
 // requestID is what the client calls its request; empty: nothing.
@@ -164,9 +179,9 @@ func (s *Server) cancel(w http.ResponseWriter, r *http.Request) {
 	writeBody(w, http.StatusAccepted, []byte(`{"id":"`+id+`"}`))
 }
 
-// read checks a body against the model and puts it as it is queued into a message: an image as it
-// came, tensors as msgpack in buf.
-func (s *Server) read(h http.Header, body []byte, m *model.Model, buf *[]byte) (wire.V2Request, bus.Message, error) {
+// read checks a body against the model and makes a message of it, whose body it puts into the buffer of
+// mem: an image as it came, tensors as msgpack.
+func (s *Server) read(h http.Header, body []byte, m *model.Model, mem *held) (wire.V2Request, bus.Message, error) {
 	maxPayload := s.opts.MaxPayload()
 	kind, isImage, err := image(h)
 	if err != nil {
@@ -176,7 +191,11 @@ func (s *Server) read(h http.Header, body []byte, m *model.Model, buf *[]byte) (
 		if err := admit.Image(m, h.Get(wire.HeaderOutputs)); err != nil {
 			return wire.V2Request{}, bus.Message{}, err
 		}
-		return wire.V2Request{}, bus.Message{ContentType: kind, Body: body}, admit.Message(len(body), maxPayload)
+		if err := admit.Message(len(body), maxPayload); err != nil {
+			return wire.V2Request{}, bus.Message{}, err
+		}
+		*mem.buf = append(*mem.buf, body...)
+		return wire.V2Request{}, bus.Message{ContentType: kind}, nil
 	}
 	req, err := decode(h, body, m, wire.Limits{MaxBytes: int(max(maxPayload, s.opts.MaxBody))})
 	if err == nil {
@@ -188,10 +207,10 @@ func (s *Server) read(h http.Header, body []byte, m *model.Model, buf *[]byte) (
 	if err := admit.Tensors(req.Request, m); err != nil {
 		return wire.V2Request{}, bus.Message{}, err
 	}
-	if *buf, err = wire.AppendRequest(*buf, req.Request); err != nil {
+	if *mem.buf, err = wire.AppendRequest(*mem.buf, req.Request); err != nil {
 		return wire.V2Request{}, bus.Message{}, admit.BadRequest(err)
 	}
-	return req, bus.Message{Body: *buf}, admit.Message(len(*buf), maxPayload)
+	return req, bus.Message{}, admit.Message(len(*mem.buf), maxPayload)
 }
 
 // carried are the client's headers that travel with the request: its trace (W3C trace context), and

@@ -34,6 +34,8 @@ type Bus interface {
 	EnsureQueue(ctx context.Context, q bus.Queue) error
 	DeleteQueue(ctx context.Context, model string) error
 	Lag(ctx context.Context, model string) (bus.Lag, error)
+	Backlog(ctx context.Context, model string, from uint64, n int) ([]bus.Waiting, error)
+	Expire(ctx context.Context, model string, seqs []uint64) (expired int, early []bus.Waiting, err error)
 	GetPlan(ctx context.Context) (plan.Plan, uint64, error)
 	PutPlan(ctx context.Context, p plan.Plan, rev uint64) (uint64, error)
 	FencePlan(ctx context.Context, rev uint64) (uint64, error)
@@ -71,11 +73,12 @@ type Config struct {
 }
 
 // Planner is the loop. Only Run's goroutine touches it, except for the channel
-// reconnected and for leader, which guards itself.
+// reconnected and for leader and sweeper, which have goroutines of their own.
 type Planner struct {
 	cfg     Config
 	bus     Bus // fenced by the term
 	leader  *leader
+	sweeper *sweeper
 	metrics *Metrics
 	log     *slog.Logger
 
@@ -118,6 +121,7 @@ func New(cfg Config, b Bus, m *Metrics, log *slog.Logger) *Planner {
 		reconnected: make(chan struct{}, 1),
 	}
 	p.bus = fenced{b, func() bool { return p.term > 0 && p.leader.term() == p.term }}
+	p.sweeper = newSweeper(b, m, log)
 	return p
 }
 
@@ -130,10 +134,11 @@ func (p *Planner) Run(ctx context.Context) error {
 		}
 	})
 	ctx, cancel := context.WithCancel(ctx)
-	var electing sync.WaitGroup
-	defer electing.Wait()
+	var parts sync.WaitGroup
+	defer parts.Wait()
 	defer cancel()
-	electing.Go(func() { p.leader.run(ctx) })
+	parts.Go(func() { p.leader.run(ctx) })
+	parts.Go(func() { p.sweeper.run(ctx) })
 	hosts, err := p.bus.WatchHosts(ctx)
 	if err != nil {
 		return fmt.Errorf("watch hosts: %w", err)
@@ -270,9 +275,11 @@ func (p *Planner) lead(ctx context.Context, now time.Time, term uint64) error {
 	if err := p.mend(ctx, missing); err != nil {
 		return err
 	}
-	if err := p.retire(ctx); err != nil {
+	lags := p.traffic.lags()
+	if err := p.retire(ctx, lags); err != nil {
 		return err
 	}
+	p.sweeper.tell(lags)
 	if cause, reason, due := p.schedule.Due(now, p.state); due {
 		if err := p.epoch(ctx, now, cause, reason); err != nil {
 			return err
@@ -427,14 +434,15 @@ func (p *Planner) register(ctx context.Context) error {
 	return nil
 }
 
-// retire deletes the queues of removed models once they are empty.
-func (p *Planner) retire(ctx context.Context) error {
+// retire deletes the queues of removed models once they are empty, and notes in lags those that are not.
+func (p *Planner) retire(ctx context.Context, lags map[string]bus.Lag) error {
 	for _, name := range slices.Sorted(maps.Keys(p.registry.retired)) {
 		lag, err := p.bus.Lag(ctx, name)
 		if err != nil && !errors.Is(err, bus.ErrUnknownModel) {
 			return fmt.Errorf("lag of removed model %s: %w", name, err)
 		}
 		if err == nil && lag.Pending+lag.AckPending > 0 {
+			lags[name] = lag
 			continue
 		}
 		if err := p.bus.DeleteQueue(ctx, name); err != nil {

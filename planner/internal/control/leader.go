@@ -221,6 +221,7 @@ func (p *Planner) follow(ctx context.Context, now time.Time) error {
 	if _, err := p.observe(ctx, now); err != nil {
 		return err
 	}
+	p.sweeper.tell(nil)
 	p.metrics.follow(p.state.Current)
 	return nil
 }

@@ -19,7 +19,7 @@ type Metrics struct {
 	epochs, decisions                 *prometheus.CounterVec
 	moves                             prometheus.Counter
 	models                            []modelGauge
-	cancelled, saved                  *prometheus.CounterVec
+	cancelled, saved, expired         *prometheus.CounterVec
 
 	mu     sync.Mutex         // guards sample
 	sample map[string]float64 // by model: seconds on the engine, by the plan
@@ -68,6 +68,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.saved = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "gpulet_planner_cancelled_exec_seconds_saved_total", Help: "Time on the engine that these would have taken, by the plan.",
 	}, []string{"model"})
+	m.expired = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gpulet_planner_expired_requests_total", Help: "Requests answered expired and taken out of queues that nobody fetches from.",
+	}, []string{"model"})
 	m.models = []modelGauge{
 		perModel("gpulet_planner_model_rate_rps", "Smoothed rate of arriving requests.", func(d plan.ModelDemand) float64 { return d.RateRPS }),
 		perModel("gpulet_planner_model_need_rps", "Samples per second that a plan is asked to carry.", func(d plan.ModelDemand) float64 { return d.NeedRPS }),
@@ -75,7 +78,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		perModel("gpulet_planner_model_lag_requests", "Requests stored or fetched and not answered.", func(d plan.ModelDemand) float64 { return float64(d.Pending + d.InFlight) }),
 		perModel("gpulet_planner_model_oldest_seconds", "Age of the oldest unanswered request.", func(d plan.ModelDemand) float64 { return d.OldestMs / 1000 }),
 	}
-	reg.MustRegister(m.changes, m.planSeconds, m.epochs, m.decisions, m.moves, m.cancelled, m.saved)
+	reg.MustRegister(m.changes, m.planSeconds, m.epochs, m.decisions, m.moves, m.cancelled, m.saved, m.expired)
 	for _, g := range m.models {
 		reg.MustRegister(g.vec)
 	}

@@ -88,6 +88,15 @@ func (t *traffic) loads(now time.Time) map[string]epoch.Load {
 	return out
 }
 
+// lags are the last readings of all queues.
+func (t *traffic) lags() map[string]bus.Lag {
+	out := make(map[string]bus.Lag, len(t.models))
+	for name, f := range t.models {
+		out[name] = f.lag
+	}
+	return out
+}
+
 // demand is the traffic of a model for people.
 func (t *traffic) demand(m model.Model, now time.Time) plan.ModelDemand {
 	d := plan.ModelDemand{Model: m.Name, SLOMs: float64(m.SLO) / float64(time.Millisecond)}

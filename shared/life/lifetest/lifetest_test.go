@@ -26,6 +26,14 @@ var systems = map[string]lifetest.Config{
 	"a frontend without an answer":      {Requests: 1, Budget: budget{Crashes: 2, Losses: 2, Full: 1, Stalls: 1}, Door: true},
 	"a request that kills whoever runs": {Requests: 1, Budget: budget{Crashes: 3, PlannerCrashes: 2, Losses: 1}},
 	"slow and speechless gpu-lets":      {Requests: 1, Budget: budget{Crashes: 1, PlannerCrashes: 1, Outages: 2, Stalls: 3}},
+	"a server that forgets":             {Requests: 1, Budget: budget{Forgets: 1, Crashes: 1, Losses: 1, Full: 1}, Door: true},
+	"a server that forgets the dead":    {Requests: 1, Budget: budget{Forgets: 1, Crashes: 3, PlannerCrashes: 1}, Door: true},
+	"a server that forgets twice":       {Requests: 1, Budget: budget{Forgets: 2, Cancels: 1, Stalls: 1}, Door: true},
+	"a frontend that is cut off":        {Requests: 1, Budget: budget{Breaks: 2, Crashes: 1, Stalls: 1, Full: 1}, Door: true},
+	"cut off with a deadline":           {Requests: 1, Budget: budget{Breaks: 1, Forgets: 1, PlannerCrashes: 1}, Door: true, Deadlines: true},
+	"nobody serves":                     {Requests: 2, Budget: budget{PlannerCrashes: 1, Cancels: 1, Losses: 1}, Deadlines: true, Idle: true},
+	"no planner for a minute":           {Requests: 1, Budget: budget{Crashes: 1, PlannerCrashes: 1, Ages: 1}, Deadlines: true},
+	"two requests, a server forgets":    {Requests: 2, Budget: budget{Forgets: 1}, Door: true},
 	"a publisher that insists":          {Requests: 1, Budget: budget{Crashes: 2, Losses: 2, Stalls: 1, Retries: 2}},
 	"two requests, a crash and a loss":  {Requests: 2, Budget: budget{Crashes: 1, Losses: 1}},
 	"two requests, two crashes":         {Requests: 2, Budget: budget{Crashes: 2}},
@@ -63,43 +71,44 @@ func TestNothingIsLostAndNothingIsAcceptedTwice(t *testing.T) {
 // What each rule is for: without it, the search finds the way to the harm.
 func TestWithoutARuleThereIsHarm(t *testing.T) {
 	for _, c := range []struct {
-		name   string
-		drop   func(*lifetest.Rules)
-		budget budget
-		want   error
+		name string
+		drop func(*lifetest.Rules)
+		cfg  lifetest.Config
+		want error
 	}{
 		{"acknowledged before it is answered", func(r *lifetest.Rules) {
 			r.Answer = []lifetest.Act{lifetest.Remove, lifetest.Tell}
-		}, budget{Crashes: 1}, lifetest.ErrLost},
+		}, lifetest.Config{Budget: budget{Crashes: 1}}, lifetest.ErrLost},
 		{"acknowledged although the reply was not sent", func(r *lifetest.Rules) {
 			r.Acknowledge = func(life.Sent) bool { return true }
-		}, budget{Outages: 1}, lifetest.ErrLost},
+		}, lifetest.Config{Budget: budget{Outages: 1}}, lifetest.ErrLost},
 		{"every reply accepted", func(r *lifetest.Rules) {
 			r.Hear = func(f life.Fate, w life.Word) (life.Fate, bool) { return f, w == life.Reply }
-		}, budget{Stalls: 1}, lifetest.ErrTwice},
-		{"a reply accepted after a refusal", func(r *lifetest.Rules) {
+		}, lifetest.Config{Budget: budget{Stalls: 1}}, lifetest.ErrTwice},
+		{"a reply accepted after its client has left", func(r *lifetest.Rules) {
 			r.Hear = func(f life.Fate, w life.Word) (life.Fate, bool) {
 				next, ok := f.Hear(w)
 				return next, ok || f == life.Abandoned && w == life.Reply
 			}
-		}, budget{Full: 1, Losses: 1, Retries: 1}, lifetest.ErrTwice},
-		{"nobody buries the dead", func(r *lifetest.Rules) { r.Buries = false }, budget{Crashes: 3}, lifetest.ErrStuck},
+		}, lifetest.Config{Budget: budget{Cancels: 1}, Door: true}, lifetest.ErrTwice},
+		{"nobody buries the dead", func(r *lifetest.Rules) { r.Buries = false }, lifetest.Config{Budget: budget{Crashes: 3}}, lifetest.ErrStuck},
 		{"deleted before the dead letter is written", func(r *lifetest.Rules) {
 			r.Burial = []lifetest.Act{lifetest.Remove, lifetest.Letter, lifetest.Tell}
-		}, budget{Crashes: 3, PlannerCrashes: 1}, lifetest.ErrLost},
+		}, lifetest.Config{Budget: budget{Crashes: 3, PlannerCrashes: 1}}, lifetest.ErrLost},
 		{"buried without a word", func(r *lifetest.Rules) {
 			r.Burial = []lifetest.Act{lifetest.Letter, lifetest.Remove}
-		}, budget{Crashes: 3}, lifetest.ErrSilent},
+		}, lifetest.Config{Budget: budget{Crashes: 3}}, lifetest.ErrSilent},
 		{"removed before its client is told", func(r *lifetest.Rules) {
 			r.Removal = []lifetest.Act{lifetest.Remove, lifetest.Tell}
-		}, budget{Cancels: 1, PlannerCrashes: 1}, lifetest.ErrLost},
-		{"published again under another id", func(r *lifetest.Rules) { r.SameMsgID = false }, budget{Losses: 1, Retries: 1}, lifetest.ErrCopied},
+		}, lifetest.Config{Budget: budget{Cancels: 1, PlannerCrashes: 1}}, lifetest.ErrLost},
+		{"nobody looks after what nobody fetches", func(r *lifetest.Rules) { r.Sweeps = false }, lifetest.Config{Idle: true, Deadlines: true}, lifetest.ErrStuck},
+		{"not published again", func(r *lifetest.Rules) { r.Again = false }, lifetest.Config{Budget: budget{Forgets: 1}, Door: true}, lifetest.ErrSilent},
+		{"published again under the same id alone", func(r *lifetest.Rules) { r.Attempts = false }, lifetest.Config{Budget: budget{Breaks: 1}, Door: true}, lifetest.ErrSilent},
+		{"published again under another id", func(r *lifetest.Rules) { r.SameMsgID = false }, lifetest.Config{Budget: budget{Losses: 1, Retries: 1}}, lifetest.ErrCopied},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			cfg := lifetest.Config{Requests: 1, Budget: c.budget, Rules: lifetest.OurRules()}
-			if c.want == lifetest.ErrTwice && c.budget.Full > 0 {
-				cfg.Door = true
-			}
+			cfg := c.cfg
+			cfg.Requests, cfg.Rules = 1, lifetest.OurRules()
 			if _, err := lifetest.Explore(cfg); err != nil {
 				t.Fatalf("with all rules: %v", err)
 			}

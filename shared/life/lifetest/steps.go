@@ -29,6 +29,7 @@ func (e *explorer) next(s system, step func(func() string, system)) {
 		m.connection(w)
 		m.process(w)
 	}
+	m.forgets()
 }
 
 // move makes one following state: change alters a copy of the state.
@@ -62,17 +63,22 @@ func (m mover) client(i uint8) {
 		m.about(i, func(_ *system, r *request) { r.acks-- }, "its client learns that it is stored")
 	}
 	if r.refusals > 0 {
-		m.about(i, func(_ *system, r *request) { r.refusals--; m.hear(r, life.Refusal) }, "its client learns that it was refused")
+		m.about(i, func(_ *system, r *request) {
+			r.refusals--
+			if r.again = r.resent; !r.again { // what may have been taken before is tried again
+				m.hear(r, life.Refusal)
+			}
+		}, "its client learns that it was refused")
 	}
 	if r.replies > 0 {
 		m.about(i, func(_ *system, r *request) { r.replies--; m.hear(r, life.Reply) }, "a reply comes to its client")
 	}
 	if r.doubts > 0 {
-		word := life.Doubt
-		if m.Door {
-			word = life.Refusal // it says "unavailable" at once
-		}
-		m.about(i, func(_ *system, r *request) { r.doubts--; m.hear(r, word) }, "its client hears of no acknowledgement")
+		m.about(i, func(_ *system, r *request) {
+			r.doubts--
+			r.again = m.insists()
+			m.hear(r, life.Doubt)
+		}, "its client hears of no acknowledgement")
 		if m.from.left.Retries > 0 && r.fate == life.Waiting {
 			m.about(i, func(s *system, r *request) { s.left.Retries--; r.doubts--; r.publishes++ }, "its client publishes it again")
 		}
@@ -91,6 +97,7 @@ func (m mover) client(i uint8) {
 		}, "its client cancels it")
 	}
 	m.losses(i)
+	m.frontend(i)
 }
 
 // losses are what the network may lose of what is on its way from or to the client.
@@ -107,6 +114,9 @@ func (m mover) losses(i uint8) {
 	}
 	if r.acks > 0 {
 		lose("the acknowledgement of the publish", func(r *request) { r.acks--; r.doubts++; r.doubted = true })
+	}
+	if r.duplicates > 0 {
+		lose("the acknowledgement of the second publish", func(r *request) { r.duplicates--; r.doubts++; r.doubted = true })
 	}
 	if r.refusals > 0 {
 		lose("the refusal", func(r *request) { r.refusals--; r.doubts++; r.doubted = true })
@@ -131,16 +141,23 @@ func (m mover) queue(i uint8) {
 		m.redelivers(i)
 	}
 	// A queue keeps requests for a minute longer than any client waits.
-	if r.place == queued && r.past {
+	if r.place == queued && r.past && m.from.left.Ages > 0 {
 		m.take(life.Queued, life.Age, life.Gone, "")
-		m.about(i, func(_ *system, r *request) { r.place = gone }, "it is too old for the queue")
+		m.about(i, func(s *system, r *request) { s.left.Ages--; r.place, r.aged = gone, true }, "it is too old for the queue")
 	}
 }
 
 func (m mover) stores(i uint8) {
 	r := m.from.requests[i]
 	if r.stored > 0 && m.Rules.SameMsgID {
-		m.about(i, func(_ *system, r *request) { r.publishes--; r.acks++ }, "the queue has it already, and says so")
+		m.about(i, func(_ *system, r *request) {
+			r.publishes--
+			if m.Door {
+				r.duplicates++
+			} else {
+				r.acks++
+			}
+		}, "the queue has it already, and says so")
 		return
 	}
 	m.take(life.Published, life.Store, life.Queued, "")
@@ -205,163 +222,7 @@ func (m mover) deliveryStates(i uint8) []life.State {
 	return states
 }
 
-// worker is what a gpu-let does with a request.
-func (m mover) worker(w int, i uint8) {
-	r := m.from.requests[i]
-	if !m.from.conns[w].room() {
-		return
-	}
-	if r.notices[w] {
-		m.about(i, func(_ *system, r *request) { r.notices[w] = false; r.knows[w] = true }, "gpu-let %d hears of its cancellation", w+1)
-	}
-	switch {
-	case r.held[w] == nothing && r.place == queued && !m.from.draining[w]:
-		m.take(life.Queued, life.Pull, life.Fetched, "")
-		m.about(i, func(_ *system, r *request) {
-			r.place, r.held[w] = out, fetched
-			r.deliveries++
-		}, "gpu-let %d fetches it", w+1)
-	case r.held[w] == fetched:
-		m.holding(w, i)
-	case r.held[w] == running && r.knows[w]:
-		m.answer(w, i, life.Running, life.Cancel, wire.Cancelled)
-	case r.held[w] == running:
-		m.take(life.Running, life.Fail, life.Answered, wire.Failed)
-		m.answer(w, i, life.Running, life.Finish, wire.StatusOK)
-	}
-}
-
-// holding is what may become of a fetched request.
-func (m mover) holding(w int, i uint8) {
-	r := m.from.requests[i]
-	if m.from.left.GiveBacks > 0 {
-		m.giveBack(w, i)
-	}
-	switch {
-	case r.deaths == convicting && !r.letter:
-		m.about(i, func(_ *system, r *request) { r.letter = true }, "gpu-let %d writes a dead letter", w+1)
-	case r.deaths == convicting:
-		m.answer(w, i, life.Fetched, life.Convict, wire.Poisoned)
-	case r.knows[w]:
-		m.answer(w, i, life.Fetched, life.Cancel, wire.Cancelled)
-	case r.past:
-		m.answer(w, i, life.Fetched, life.Late, wire.Expired)
-	default:
-		m.take(life.Fetched, life.Launch, life.Running, "")
-		m.about(i, func(_ *system, r *request) { r.held[w] = running; r.runs = min(r.runs+1, 2) }, "gpu-let %d runs it", w+1)
-		m.take(life.Fetched, life.Reject, life.Answered, wire.BadRequest)
-		m.answer(w, i, life.Fetched, life.Late, wire.Expired)
-	}
-}
-
-func (m mover) giveBack(w int, i uint8) {
-	next := queued
-	if m.from.requests[i].deliveries >= m.Rules.MaxDeliver {
-		next = dead
-		m.take(life.Fetched, life.Exhaust, life.Dead, "")
-	} else {
-		m.take(life.Fetched, life.GiveBack, life.Queued, "")
-	}
-	m.about(i, func(s *system, r *request) {
-		s.left.GiveBacks--
-		r.held[w], r.failed = nothing, true
-		if r.place == out {
-			r.place = next
-		}
-	}, "gpu-let %d gives it back", w+1)
-}
-
-// answer ends a request at its gpu-let: the reply and the acknowledgement go into the connection, one
-// behind the other; or the reply cannot be sent.
-func (m mover) answer(w int, i uint8, from life.State, ev life.Event, status wire.Status) {
-	m.take(from, ev, life.Answered, status)
-	m.about(i, func(s *system, r *request) {
-		r.held[w] = nothing
-		for _, act := range m.Rules.Answer {
-			if act != Remove || m.Rules.Acknowledge(life.Handed) {
-				s.conns[w].write(item{i, act})
-			}
-		}
-	}, "gpu-let %d answers it: %s", w+1, status)
-	if m.from.left.Outages > 0 {
-		m.about(i, func(s *system, r *request) {
-			s.left.Outages--
-			r.held[w] = nothing
-			if m.Rules.Acknowledge(life.Unsent) {
-				s.conns[w].write(item{i, Remove})
-			}
-		}, "gpu-let %d cannot send its answer: %s", w+1, status)
-	}
-}
-
-// connection is what the server reads from a gpu-let, and what is lost with a connection.
-func (m mover) connection(w int) {
-	if m.from.conns[w].n == 0 {
-		return
-	}
-	head := m.from.conns[w].items[0]
-	if head.act == Tell {
-		m.about(head.request, func(s *system, r *request) {
-			s.conns[w].read()
-			m.reply(r)
-		}, "the server has gpu-let %d's reply", w+1)
-	} else {
-		m.take(life.Answered, life.Ack, life.Gone, "")
-		m.about(head.request, func(s *system, r *request) { s.conns[w].read(); r.place = gone }, "the server has gpu-let %d's acknowledgement", w+1)
-	}
-	if m.from.left.Losses > 0 {
-		m.about(head.request, func(s *system, r *request) {
-			s.left.Losses--
-			s.conns[w].read()
-			r.failed = true
-			if head.act == Tell {
-				r.told, r.missed = true, true
-			}
-		}, "what gpu-let %d sent first is lost", w+1)
-	}
-}
-
-// reply is on its way to the client.
-func (m mover) reply(r *request) {
-	r.told = true
-	r.replies = min(r.replies+1, 3)
-}
-
-// process is what happens to a gpu-let as a whole.
-func (m mover) process(w int) {
-	if m.from.left.Crashes > 0 {
-		m.move(func(s *system) { s.left.Crashes--; s.restart(w) }, "gpu-let %d dies, and starts anew", w+1)
-	}
-	if m.from.left.Drains > 0 && !m.from.draining[w] {
-		m.move(func(s *system) { s.left.Drains--; s.draining[w] = true }, "gpu-let %d drains", w+1)
-	}
-	if !m.from.draining[w] || m.from.conns[w].n > 0 {
-		return
-	}
-	for i := range m.Requests {
-		if m.from.requests[i].held[w] != nothing {
-			return
-		}
-	}
-	m.move(func(s *system) { s.restart(w) }, "gpu-let %d is drained, and another takes its place", w+1)
-}
-
-// restart puts a new process in the place of gpu-let w: what the old one held and had not sent is lost.
-func (s *system) restart(w int) {
-	for i := range s.requests {
-		r := &s.requests[i]
-		if r.held[w] != nothing || s.conns[w].has(uint8(i)) {
-			r.failed = true
-		}
-		if r.held[w] == running {
-			r.deaths = min(r.deaths+1, convicting)
-		}
-		r.held[w], r.knows[w], r.notices[w] = nothing, false, false
-	}
-	s.conns[w], s.draining[w] = connection{}, false
-}
-
-// planner buries the dead and removes cancelled requests that nobody has fetched.
+// planner buries the dead and removes requests that nobody has fetched: cancelled ones, and late ones.
 func (m mover) planner(i uint8) {
 	r := m.from.requests[i]
 	if r.place == dead && m.Rules.Buries || r.burial > 0 {
@@ -378,8 +239,14 @@ func (m mover) planner(i uint8) {
 	if r.removal > 0 {
 		m.act(i, m.Rules.Removal, func(r *request) *uint8 { return &r.removal }, life.Queued, life.Cancel, wire.Cancelled, "removes it")
 	}
-	if m.from.left.PlannerCrashes > 0 && (r.burial > 0 || r.removal > 0) {
-		m.about(i, func(s *system, r *request) { s.left.PlannerCrashes--; r.burial, r.removal = 0, 0 }, "the planner dies, and starts anew")
+	if r.place == queued && r.past && m.Rules.Sweeps || r.expiry > 0 {
+		m.act(i, m.Rules.Removal, func(r *request) *uint8 { return &r.expiry }, life.Queued, life.Overdue, wire.Expired, "ends it")
+	}
+	if m.from.left.PlannerCrashes > 0 && (r.burial > 0 || r.removal > 0 || r.expiry > 0) {
+		m.about(i, func(s *system, r *request) {
+			s.left.PlannerCrashes--
+			r.burial, r.removal, r.expiry = 0, 0, 0
+		}, "the planner dies, and starts anew")
 	}
 }
 

@@ -31,12 +31,18 @@ type Rules struct {
 	// Acknowledge is what a gpu-let does after a reply.
 	Acknowledge func(life.Sent) bool
 	// Answer, Burial and Removal are the order in which a gpu-let ends a request, the planner a dead
-	// one, and the planner a cancelled one.
+	// one, and the planner a cancelled one or one that nobody has fetched by its deadline.
 	Answer, Burial, Removal []Act
 	// SameMsgID: a publish that is made again keeps its Nats-Msg-Id.
 	SameMsgID bool
 	// Buries: somebody looks after requests that were delivered too often.
 	Buries bool
+	// Sweeps: somebody looks after requests that nobody fetches.
+	Sweeps bool
+	// Again: a frontend publishes again what waits when its connection, or an acknowledgement, was lost.
+	Again bool
+	// Attempts: and as another attempt, what its queue had and has no more.
+	Attempts bool
 	// MaxDeliver is how often a request is delivered.
 	MaxDeliver uint8
 }
@@ -49,7 +55,7 @@ func OurRules() Rules {
 	return Rules{
 		Hear: life.Fate.Hear, Acknowledge: life.Sent.Acknowledge,
 		Answer: []Act{Tell, Remove}, Burial: []Act{Letter, Tell, Remove}, Removal: []Act{Tell, Remove},
-		SameMsgID: true, Buries: true, MaxDeliver: deliveries,
+		SameMsgID: true, Buries: true, Sweeps: true, Again: true, Attempts: true, MaxDeliver: deliveries,
 	}
 }
 
@@ -65,6 +71,9 @@ type Budget struct {
 	Retries        uint8 // publishes made again after a doubt
 	Cancels        uint8
 	Full           uint8 // publishes that find the queue full
+	Breaks         uint8 // connections of a frontend that break, with what is on its way over them
+	Forgets        uint8 // servers that die, and come back without their queues
+	Ages           uint8 // requests that their queue drops, since no planner has run for a minute
 }
 
 // Config is a system and what may happen to it.
@@ -75,10 +84,12 @@ type Config struct {
 	Requests int
 	// Deadlines: every deadline passes, sooner or later.
 	Deadlines bool
-	// Door: clients give a request up when they cancel it, and when nobody acknowledges their publish,
-	// as the frontend does, which answers its own clients at once. The others wait for a reply, as the
-	// load generator does.
+	// Door: clients are frontends. They give a request up when it is cancelled, since they answer their own
+	// clients at once, and publish again what may be lost. The others wait for a reply, as the load
+	// generator does.
 	Door bool
+	// Idle: no gpu-let fetches.
+	Idle bool
 	// Limit bounds the states; 0: two million.
 	Limit int
 }
@@ -125,14 +136,20 @@ type request struct {
 	fate     life.Fate
 	accepted uint8 // words, up to 2
 
-	publishes, acks, refusals, doubts, replies uint8 // on their way
+	publishes, acks, duplicates, refusals, doubts, replies uint8 // on their way
+
+	// What a frontend has to do: to publish it again, or to look whether the queue still has it. Resent: it
+	// has done so, and no refusal ends the wait.
+	again, known, resent bool
 
 	place      place
-	stored     uint8 // copies, up to 2
+	stored     uint8 // copies, up to 2, that the queue knows of
+	copy       uint8 // which one is in the queue: more than one only after a loss
 	deliveries uint8
 	runs       uint8 // up to 2
 	deaths     uint8 // of processes that ran it, up to those that convict it
 	held       [workers]hold
+	copies     [workers]uint8 // which copy that is
 
 	told    bool // a reply has left its sender
 	letter  bool
@@ -140,9 +157,11 @@ type request struct {
 	doubted bool // the network has lost a publish, or what the queue said of it
 	failed  bool // something has gone wrong that excuses a second run
 	past    bool // its deadline
+	aged    bool // its queue has dropped it
 	asked   bool // its client has cancelled
 	burial  uint8
-	removal uint8 // acts done, plus one; 0: not begun
+	removal uint8
+	expiry  uint8 // acts done, plus one; 0: not begun
 
 	notices [workers + 1]bool // of the cancellation on their way; the last is the planner's
 	knows   [workers]bool
@@ -155,6 +174,7 @@ const convicting = 2
 type item struct {
 	request uint8
 	act     Act
+	copy    uint8 // of the request, which an acknowledgement means
 }
 
 // connection is what a gpu-let has written and the server has not read.
@@ -263,7 +283,7 @@ func (r *request) finally(deadlines bool) error {
 	switch {
 	case r.place != gone && r.place != absent:
 		return ErrStuck
-	case r.stored > 0 && !r.told && !r.letter && !r.past:
+	case r.stored > 0 && !r.told && !r.letter && !r.aged:
 		return ErrLost
 	case r.accepted == 0 && (deadlines || !excused):
 		return ErrSilent
