@@ -4,11 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"os"
-	"regexp"
-	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"text/tabwriter"
@@ -45,8 +41,14 @@ func capacity(share, gpulets int) float64 {
 // newSimulated is a site of two simulated GPUs that serve all models on share percent each.
 func newSimulated(t *testing.T, share int, models ...Model) *site {
 	t.Helper()
+	return simulatedOn(t, 0, share, models...)
+}
+
+// simulatedOn is newSimulated with so many NATS servers of their own; 0: inside the frontend.
+func simulatedOn(t *testing.T, servers, share int, models ...Model) *site {
+	t.Helper()
 	s := newSite(t, layout{
-		engine: "sim", device: "sim:h100x1", models: models, profiles: simulatedProfiles(t, models, simBase, simEach),
+		nats: servers, engine: "sim", device: "sim:h100x1", models: models, profiles: simulatedProfiles(t, models, simBase, simEach),
 		batch: simBase + planBatch*simEach,
 	}, *seed)
 	s.apply(share)
@@ -207,89 +209,4 @@ func (s *site) resume() {
 	if code := cmd.Wait(s.t); code != 0 {
 		s.t.Fatalf("planner rollback --resume: exit %d\n%s", code, cmd.Tail(20))
 	}
-}
-
-// TestSoak runs for long and writes what each program holds as CSV, for a plot.
-func TestSoak(t *testing.T) {
-	if *soak == 0 {
-		t.Skip("a measurement: -soak DURATION")
-	}
-	s := newSimulated(t, 40, simModel("a"), simModel("b"))
-	through := s.door("http")
-	rate := 0.5 * capacity(40, 2) / 2
-	file := *jsonFile
-	if file == "" {
-		file = "soak.csv"
-	}
-	out, err := os.Create(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	fmt.Fprintln(out, "seconds,program,rss_mib,goroutines,fds,jetstream_mib")
-	from, until := s.during(map[string]float64{"a": rate, "b": rate}, through, func() {
-		end := time.After(*soak)
-		sample, change := time.NewTicker(5*time.Second), time.NewTicker(time.Minute)
-		defer sample.Stop()
-		defer change.Stop()
-		for {
-			select {
-			case <-end:
-				return
-			case <-change.C:
-				s.apply(s.shares()[(s.made+1)%2])
-			case <-sample.C:
-				s.holdings(out)
-			}
-		}
-	})
-	through.Close()
-	rows := newTable()
-	for _, m := range s.models {
-		rows.add("soak", s.ledger.Service(m.Name, m.SLO, from, until))
-	}
-	_ = rows.w.Flush()
-}
-
-var metricLine = regexp.MustCompile(`(?m)^(process_resident_memory_bytes|go_goroutines|process_open_fds) (\S+)$`)
-
-// holdings writes a line per program.
-func (s *site) holdings(out *os.File) {
-	for _, p := range []struct {
-		name string
-		from *harness.Process
-	}{{"frontend", s.Frontend}, {"planner", s.Planner}, {"agent a", s.hosts[0].worker}, {"agent b", s.hosts[1].worker}} {
-		addr := p.from.WaitEvent(s.t, "serving metrics").Text("addr")
-		code, body, err := harness.Get("http://" + addr + "/metrics")
-		if err != nil || code != http.StatusOK {
-			continue // a sample less
-		}
-		v := map[string]float64{}
-		for _, m := range metricLine.FindAllStringSubmatch(body, -1) {
-			v[m[1]], _ = strconv.ParseFloat(m[2], 64)
-		}
-		fmt.Fprintf(out, "%.0f,%s,%.1f,%.0f,%.0f,\n", s.ledger.Now().Seconds(), p.name,
-			v["process_resident_memory_bytes"]/(1<<20), v["go_goroutines"], v["process_open_fds"])
-	}
-	reports, err := s.watch.Gpulets(s.t.Context())
-	if err != nil {
-		return
-	}
-	for _, g := range reports {
-		rss, fds := footprint(g.PID)
-		fmt.Fprintf(out, "%.0f,gpu-let %s,%.1f,,%d,\n", s.ledger.Now().Seconds(), g.Host, rss, fds)
-	}
-}
-
-// footprint is a process's resident memory in MiB and its open files.
-func footprint(pid int) (rss float64, fds int) {
-	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	for line := range strings.Lines(string(status)) {
-		if _, err := fmt.Sscanf(line, "VmRSS: %f kB", &rss); err == nil {
-			rss /= 1 << 10
-			break
-		}
-	}
-	files, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	return rss, len(files)
 }

@@ -3,6 +3,7 @@ package wire
 import (
 	"encoding/json"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -165,6 +166,63 @@ func FuzzJSONSkip(f *testing.F) {
 		}
 		if err == nil && !json.Valid(text) {
 			t.Fatalf("passed over %q, which is not JSON", text)
+		}
+	})
+}
+
+// FuzzDecodeV2Response: what we accept of another server is valid JSON, and its tensors are whole.
+func FuzzDecodeV2Response(f *testing.F) {
+	rep := V2Response{Model: "m", Version: "1", ID: "7", Outputs: []tensor.Tensor{
+		{Name: "y", DType: tensor.FP32, Shape: []int64{1, 2}, Data: floats(1, 2)},
+		{Name: "z", DType: tensor.INT64, Shape: []int64{1}, Data: make([]byte, 8)},
+	}}
+	for _, binary := range []bool{false, true} {
+		text, _, err := EncodeV2Response(rep, func(string) bool { return binary })
+		if err != nil {
+			f.Fatal(err)
+		}
+		n := len(text)
+		if binary {
+			text = append(append(text, rep.Outputs[0].Data...), rep.Outputs[1].Data...)
+		}
+		f.Add(text, n)
+	}
+	f.Add([]byte(`{"model_name":"m","outputs":[{"name":"y","shape":[2],"datatype":"BYTES","data":["a"]}]}`), AllJSON)
+	f.Fuzz(func(t *testing.T, body []byte, jsonLen int) {
+		rep, err := DecodeV2Response(body, jsonLen, smallLimits)
+		if err != nil {
+			return
+		}
+		text, _, err := splitBinary(body, jsonLen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !json.Valid(text) {
+			t.Fatalf("accepted %q, which is not JSON", text)
+		}
+		for _, out := range rep.Outputs {
+			if err := out.Validate(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// FuzzResolveDeadline: a request is given up at its deadline, or a positive time after it was stored.
+func FuzzResolveDeadline(f *testing.F) {
+	f.Add("1700000000000000", "", int64(1e18))
+	f.Add("", "250ms", int64(1e18))
+	f.Add("-1", "9223372036854775807ns", int64(0))
+	f.Fuzz(func(t *testing.T, deadline, timeout string, stored int64) {
+		h := headers(map[string]string{HeaderDeadline: deadline, HeaderTimeout: timeout})
+		from := time.Unix(0, stored)
+		at, err := ResolveDeadline(h, from, time.Second)
+		switch {
+		case err != nil:
+		case deadline == "" && !at.After(from):
+			t.Errorf("given up at %v, stored at %v", at, from)
+		case deadline != "" && !at.After(time.Unix(0, 0)):
+			t.Errorf("deadline %q is %v", deadline, at)
 		}
 	})
 }

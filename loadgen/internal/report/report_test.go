@@ -5,6 +5,7 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"flag"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -211,4 +212,26 @@ func TestHTMLIsSelfContainedAndEscaped(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// FuzzParse: of whatever is accepted, everything that reports are made of can be written.
+func FuzzParse(f *testing.F) {
+	doc, err := json.Marshal(sample())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(doc)
+	f.Add([]byte(`{"models":{"a":{}},"duration_s":1}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		run, err := Parse("f", data)
+		if err != nil {
+			return
+		}
+		_ = run.Failure()
+		for _, write := range []func(io.Writer) error{run.WriteJSON, run.WriteCSV} {
+			if err := write(io.Discard); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }

@@ -3,6 +3,7 @@ package scenario
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -64,8 +65,8 @@ func ParseMix(text string) (map[string]float64, error) {
 	for _, w := range weights {
 		sum += w
 	}
-	if !(sum > 0) {
-		return nil, fmt.Errorf("mix %q: weights sum to 0: expected at least one above 0", text)
+	if !(sum > 0) || math.IsInf(sum, 1) {
+		return nil, fmt.Errorf("mix %q: weights sum to %g: expected a sum above 0 that is a number", text, sum)
 	}
 	shares := map[string]float64{}
 	for name, w := range weights {

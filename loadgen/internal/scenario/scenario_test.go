@@ -135,12 +135,3 @@ func TestMixesAreShares(t *testing.T) {
 		}
 	}
 }
-
-func FuzzParse(f *testing.F) {
-	f.Add([]byte(rush))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if s, err := Parse("f", data); err == nil && s.Duration() <= 0 {
-			t.Errorf("a scenario of %v", s.Duration())
-		}
-	})
-}

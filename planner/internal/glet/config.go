@@ -26,11 +26,11 @@ var deadKeys = map[string]string{
 	"Force Part": "glet no longer reads it", "Reserved_ratio": "glet no longer reads it",
 }
 
-// readConfig reads a sched-config.json or sim-config.json.
-func readConfig(path string) (config, []string, error) {
+// config reads a sched-config.json or sim-config.json.
+func (from source) config(path string) (config, []string, error) {
 	c := config{latencyRatio: 1, parts: []int{100}}
 	var keys map[string]json.RawMessage
-	if err := readJSON(path, &keys); err != nil {
+	if err := from.json(path, &keys); err != nil {
 		return c, nil, err
 	}
 	var file struct {
@@ -45,7 +45,7 @@ func readConfig(path string) (config, []string, error) {
 		SelfTuning   flag     `json:"Self Tuning"`
 		Parts        []int    `json:"Avail_Parts"`
 	}
-	if err := readJSON(path, &file); err != nil {
+	if err := from.json(path, &file); err != nil {
 		return c, nil, err
 	}
 	for _, g := range file.GPUs {
@@ -134,8 +134,8 @@ type device struct {
 	constants, util string
 }
 
-// readDevices reads device-config.json; an empty path gives no devices.
-func readDevices(path string) (map[string]device, error) {
+// devices reads device-config.json; an empty path gives no devices.
+func (from source) devices(path string) (map[string]device, error) {
 	if path == "" {
 		return nil, nil
 	}
@@ -147,7 +147,7 @@ func readDevices(path string) (map[string]device, error) {
 			Util      string `json:"interference_util_file"`
 		} `json:"device_specs"`
 	}
-	if err := readJSON(path, &file); err != nil {
+	if err := from.json(path, &file); err != nil {
 		return nil, err
 	}
 	out := map[string]device{}
@@ -160,8 +160,8 @@ func readDevices(path string) (map[string]device, error) {
 	return out, nil
 }
 
-// readMem reads mem-config.json into bytes by model; an empty path gives none.
-func readMem(path string) (map[string]int64, error) {
+// mem reads mem-config.json into bytes by model; an empty path gives none.
+func (from source) mem(path string) (map[string]int64, error) {
 	if path == "" {
 		return nil, nil
 	}
@@ -171,7 +171,7 @@ func readMem(path string) (map[string]int64, error) {
 			Mem  int64  `json:"mem"`
 		} `json:"models"`
 	}
-	if err := readJSON(path, &file); err != nil {
+	if err := from.json(path, &file); err != nil {
 		return nil, err
 	}
 	out := map[string]int64{}

@@ -3,6 +3,7 @@ package glet
 import (
 	"fmt"
 	"math"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +21,10 @@ type CorunFiles struct {
 
 // LoadCoruns reads co-runs, and profiles that hold the latency and demand of each model alone.
 func LoadCoruns(f CorunFiles, gpuType string) (*profile.Set, *profile.Corun, error) {
+	return loadCoruns(os.ReadFile, f, gpuType)
+}
+
+func loadCoruns(from source, f CorunFiles, gpuType string) (*profile.Set, *profile.Corun, error) {
 	alone := map[string]*profile.Profile{}
 	get := func(name string) *profile.Profile {
 		name = strings.ToLower(name)
@@ -28,7 +33,7 @@ func LoadCoruns(f CorunFiles, gpuType string) (*profile.Set, *profile.Corun, err
 		}
 		return alone[name]
 	}
-	err := eachRow(f.Latency, func(r record) error {
+	err := from.eachRow(f.Latency, func(r record) error {
 		run, err := r.running("model", "partition_pct", "batch")
 		if err != nil {
 			return err
@@ -43,7 +48,7 @@ func LoadCoruns(f CorunFiles, gpuType string) (*profile.Set, *profile.Corun, err
 	if err != nil {
 		return nil, nil, err
 	}
-	err = eachRow(f.Util, func(r record) error {
+	err = from.eachRow(f.Util, func(r record) error {
 		run, err := r.running("model", "partition_pct", "batch")
 		if err != nil {
 			return err
@@ -68,13 +73,13 @@ func LoadCoruns(f CorunFiles, gpuType string) (*profile.Set, *profile.Corun, err
 			set.Add(alone[name])
 		}
 	}
-	runs, err := readPairs(f.Pairs, gpuType, set)
+	runs, err := from.pairs(f.Pairs, gpuType, set)
 	return set, runs, err
 }
 
-func readPairs(path, gpuType string, set *profile.Set) (*profile.Corun, error) {
+func (from source) pairs(path, gpuType string, set *profile.Set) (*profile.Corun, error) {
 	out := &profile.Corun{GPUType: gpuType, Source: path}
-	err := eachRow(path, func(r record) error {
+	err := from.eachRow(path, func(r record) error {
 		self, err := r.running("model", "partition_pct", "batch")
 		if err != nil {
 			return err
@@ -107,8 +112,8 @@ type record struct {
 	fields []string
 }
 
-func eachRow(path string, use func(record) error) error {
-	rows, err := readCSV(path)
+func (from source) eachRow(path string, use func(record) error) error {
+	rows, err := from.csv(path)
 	if err != nil {
 		return err
 	}

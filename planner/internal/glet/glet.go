@@ -4,11 +4,8 @@
 package glet
 
 import (
-	"encoding/csv"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -44,26 +41,28 @@ const MaxBatch = 32
 // Load builds the problem that the files describe, with warnings about keys that have no effect.
 // Rates are the 99th percentile of Poisson arrivals in a second, latencies include the time that
 // glet takes to gather a batch, as in its own scheduler. Errors name file, line or key.
-func Load(f Files) (problem.Input, []string, error) {
-	cfg, warnings, err := readConfig(f.Config)
+func Load(f Files) (problem.Input, []string, error) { return load(os.ReadFile, f) }
+
+func load(from source, f Files) (problem.Input, []string, error) {
+	cfg, warnings, err := from.config(f.Config)
 	if err != nil {
 		return problem.Input{}, nil, err
 	}
 	set := &profile.Set{}
 	in := problem.Input{Profiles: set, Buffer: cfg.latencyRatio, MaxModels: cfg.maxModel}
-	if in.Models, err = readTasks(f.Tasks); err != nil {
+	if in.Models, err = from.tasks(f.Tasks); err != nil {
 		return in, nil, err
 	}
-	devices, err := readDevices(f.Devices)
+	devices, err := from.devices(f.Devices)
 	if err != nil {
 		return in, nil, err
 	}
-	mem, err := readMem(f.Mem)
+	mem, err := from.mem(f.Mem)
 	if err != nil {
 		return in, nil, err
 	}
 	for _, g := range cfg.gpus {
-		if err := addLatencies(set, g.kind, f.Latency, mem); err != nil {
+		if err := from.addLatencies(set, g.kind, f.Latency, mem); err != nil {
 			return in, nil, err
 		}
 		dev, known := devices[g.kind]
@@ -74,7 +73,7 @@ func Load(f Files) (problem.Input, []string, error) {
 			in.GPUs = append(in.GPUs, problem.GPU{Host: "local", Index: len(in.GPUs), Type: g.kind, MemBytes: dev.memMB << 20, Shares: cfg.parts})
 		}
 		if cfg.interference {
-			w, err := addInterference(set, g.kind, f.Devices, dev)
+			w, err := from.addInterference(set, g.kind, f.Devices, dev)
 			if err != nil {
 				return in, nil, err
 			}
@@ -94,9 +93,9 @@ func Load(f Files) (problem.Input, []string, error) {
 	return in, warnings, nil
 }
 
-// readTasks reads N, then N lines id,rate,SLO, with the SLO in ms.
-func readTasks(path string) ([]problem.Model, error) {
-	rows, err := readCSV(path)
+// tasks reads N, then N lines id,rate,SLO, with the SLO in ms.
+func (from source) tasks(path string) ([]problem.Model, error) {
+	rows, err := from.csv(path)
 	if err != nil {
 		return nil, err
 	}
@@ -172,8 +171,8 @@ func Percentile99(rate float64) float64 {
 }
 
 // addLatencies adds a profile per model of latency.csv, with all batches 1..MaxBatch and gathering.
-func addLatencies(set *profile.Set, kind, path string, mem map[string]int64) error {
-	rows, err := readCSV(path)
+func (from source) addLatencies(set *profile.Set, kind, path string, mem map[string]int64) error {
+	rows, err := from.csv(path)
 	if err != nil {
 		return err
 	}
@@ -235,65 +234,6 @@ func gathered(raw *profile.Profile, name string, mem int64) *profile.Profile {
 	return out
 }
 
-type csvRow struct {
-	line   int
-	fields []string
-}
-
-// readCSV reads rows of any length; empty trailing fields and lines are dropped.
-func readCSV(path string) ([]csvRow, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	r := csv.NewReader(f)
-	r.FieldsPerRecord, r.TrimLeadingSpace = -1, true
-	var rows []csvRow
-	for {
-		rec, err := r.Read()
-		if errors.Is(err, io.EOF) {
-			return rows, nil
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		line, _ := r.FieldPos(0)
-		for len(rec) > 0 && strings.TrimSpace(rec[len(rec)-1]) == "" {
-			rec = rec[:len(rec)-1]
-		}
-		for i := range rec {
-			rec[i] = strings.TrimSpace(rec[i])
-		}
-		if len(rec) > 0 {
-			rows = append(rows, csvRow{line, rec})
-		}
-	}
-}
-
-func readJSON(path string, v any) error {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(data, v); err != nil {
-		var syntax *json.SyntaxError
-		var kind *json.UnmarshalTypeError
-		switch {
-		case errors.As(err, &syntax):
-			return fmt.Errorf("%s: line %d: not readable as JSON: %w", path, lineAt(data, syntax.Offset), err)
-		case errors.As(err, &kind):
-			return fmt.Errorf("%s: line %d: key %q: found a JSON %s: expected %s", path, lineAt(data, kind.Offset), kind.Field, kind.Value, kind.Type)
-		}
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
-}
-
-func lineAt(data []byte, offset int64) int {
-	return 1 + strings.Count(string(data[:min(max(offset, 0), int64(len(data)))]), "\n")
-}
-
 func sortedKeys[V any](m map[string]V) []string {
 	keys := make([]string, 0, len(m))
 	for k := range m {
@@ -304,12 +244,12 @@ func sortedKeys[V any](m map[string]V) []string {
 }
 
 // addInterference adds glet's fitted constants and utilisations, if the device names readable files.
-func addInterference(set *profile.Set, kind, devices string, dev device) ([]string, error) {
+func (from source) addInterference(set *profile.Set, kind, devices string, dev device) ([]string, error) {
 	if dev.constants == "" || dev.util == "" {
 		return []string{fmt.Sprintf("interference of %s: no files named: planned with the conservative default", kind)}, nil
 	}
 	dir := filepath.Dir(devices)
-	constants, err := readCSV(filepath.Join(dir, dev.constants))
+	constants, err := from.csv(filepath.Join(dir, dev.constants))
 	if errors.Is(err, os.ErrNotExist) {
 		return []string{fmt.Sprintf("interference of %s: %v: planned with the conservative default", kind, err)}, nil
 	}
@@ -327,7 +267,7 @@ func addInterference(set *profile.Set, kind, devices string, dev device) ([]stri
 		}
 		fitted.Coefficients = append(fitted.Coefficients, v)
 	}
-	if err := addDemand(set, kind, filepath.Join(dir, dev.util)); err != nil {
+	if err := from.addDemand(set, kind, filepath.Join(dir, dev.util)); err != nil {
 		return nil, err
 	}
 	set.AddInterference(fitted)
@@ -335,8 +275,8 @@ func addInterference(set *profile.Set, kind, devices string, dev device) ([]stri
 }
 
 // addDemand reads UTIL.CSV: name, batch, duration, then SM, L2 and memory utilisation in percent.
-func addDemand(set *profile.Set, kind, path string) error {
-	rows, err := readCSV(path)
+func (from source) addDemand(set *profile.Set, kind, path string) error {
+	rows, err := from.csv(path)
 	if err != nil {
 		return err
 	}

@@ -148,17 +148,3 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 		})
 	}
 }
-
-func FuzzLoad(f *testing.F) {
-	f.Add("1\n9,50,142,\n", `{"GPUs": [{"Type": "2080ti", "Num": 2}], "Part": 1, "Avail_Parts": [20, 80, 100]}`, "vgg16,20,1,11.5\nvgg16,100,1,4.2\n", `{"models": []}`)
-	f.Fuzz(func(t *testing.T, tasks, config, latency, mem string) {
-		in, _, err := Load(Files{Tasks: file(t, "t", tasks), Config: file(t, "c", config), Latency: file(t, "l", latency), Mem: file(t, "m", mem)})
-		if err != nil || len(in.GPUs) > 8 || len(in.Models) > 4 {
-			return
-		}
-		p := pack.Gpulet(in, pack.Options{Steps: 5}).Plan
-		for _, v := range check.Plan(in, p) {
-			t.Error(v)
-		}
-	})
-}

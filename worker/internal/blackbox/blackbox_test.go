@@ -84,28 +84,6 @@ func TestMoreThreadsThanSlotsRecordNothing(t *testing.T) {
 	none.Slot().End()
 }
 
-// The child may write anything: its memory may be damaged when it dies.
-func FuzzRead(f *testing.F) {
-	f.Add([]byte{5, 0, 0, 0, 5, 0, 0, 0, 'm', 'o', 'd', 'e', 'l'}, int64(0))
-	f.Add([]byte{255, 255, 255, 255, 255, 255, 255, 255}, int64(3*(32<<10)))
-	f.Fuzz(func(t *testing.T, data []byte, at int64) {
-		box, err := blackbox.New()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer box.Close()
-		if at < 0 || at > 64<<20 {
-			return
-		}
-		if _, err := box.File().WriteAt(data, at); err != nil {
-			t.Skip(err)
-		}
-		if _, err := box.Read(); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
 func BenchmarkBegin(b *testing.B) {
 	_, r := open(b)
 	slot, w := r.Slot(), blackbox.Work{Model: "resnet50", Requests: requests(32)}
