@@ -99,6 +99,9 @@ func (s *Server) submit(w http.ResponseWriter, r *http.Request, m *model.Model, 
 	mem := &held{total: &s.bodies, limit: s.opts.MaxBodies}
 	defer mem.release()
 	id, err := requestID(r.Header)
+	if err == nil && id == "" { // a request with an id may have its answer already
+		err = s.full.Check(m, now)
+	}
 	if err != nil {
 		return nil, none, now, err
 	}
@@ -220,6 +223,9 @@ func (s *Server) waitError(ctx context.Context, m *model.Model, err error, waite
 		return refuse(wire.Unavailable, err.Error())
 	case ctx.Err() != nil:
 		return errClientGone
+	}
+	if errors.Is(err, bus.ErrFull) {
+		s.full.Saw(m, time.Now())
 	}
 	status := wire.Failed
 	switch {
