@@ -40,6 +40,7 @@ type loop struct {
 	next      *next     // handed over behind what runs; nil: nothing
 	revoked   bool      // it was taken back; the executor has yet to notice
 	lead      lead
+	asked     time.Time      // when a model that does not yield last had something to run
 	ahead     int            // batches of every model to hold
 	storing   sync.WaitGroup // results being stored, shared with their goroutines
 
@@ -73,6 +74,7 @@ func newLoop(cfg Config) *loop {
 		cancellations: make(chan bus.Cancellation, 1024), quit: make(chan struct{}),
 
 		lead:  newLead(),
+		asked: time.Now(),
 		ahead: 1,
 	}
 }
@@ -207,12 +209,7 @@ func (l *loop) step() {
 
 // launch hands the executor its next batch, if it is free, and gives up what is too late.
 func (l *loop) launch(now time.Time) {
-	var d batch.Decision
-	if l.busy || l.delivering(now) {
-		d = l.batcher.Expire(now)
-	} else {
-		d = l.batcher.Next(now)
-	}
+	d := l.decide(now)
 	l.wake = d.Wake
 	if n := d.Launch; len(n.Items) > 0 {
 		l.busy, l.busyUntil = true, now.Add(n.Exec)
@@ -222,6 +219,16 @@ func (l *loop) launch(now time.Time) {
 	for _, it := range d.Expired {
 		l.expire(it.Payload.(*request), now) //nolint:forcetypeassert // the loop puts nothing else in
 	}
+}
+
+func (l *loop) decide(now time.Time) batch.Decision {
+	if l.busy || l.delivering(now) {
+		return l.batcher.Expire(now)
+	}
+	if at := l.idleAt(); !at.IsZero() && !at.After(now) {
+		return l.nextIdle(now)
+	}
+	return l.batcher.Next(now)
 }
 
 func (l *loop) expire(req *request, now time.Time) {
@@ -242,6 +249,7 @@ func (l *loop) finished(o outcome) error {
 	o.model.ran(o)
 	if o.last {
 		now := time.Now()
+		l.demanded(o.model, now)
 		l.landed(now)
 		l.launch(now)
 		l.pull(now)
@@ -255,6 +263,7 @@ func (l *loop) finished(o outcome) error {
 func (l *loop) admit(m *bound, msg *bus.Msg, now time.Time) {
 	req := &request{msg: msg, model: m, fetched: now, samples: 1}
 	l.open[req] = struct{}{}
+	l.demanded(m, now)
 	if msg.Delivered > 1 {
 		m.counts.Redelivered++
 	}
@@ -364,7 +373,7 @@ func (l *loop) drain() {
 
 // arm sets the timer to the next moment at which step has something to do.
 func (l *loop) arm(now time.Time) {
-	at := earlier(l.wake, l.suspectTime())
+	at := earlier(earlier(l.wake, l.suspectTime()), l.idleAt())
 	for _, m := range l.order {
 		at = earlier(at, m.loadAt)
 		at = earlier(at, l.pullTime(m))
