@@ -53,6 +53,7 @@ func assemble(c Config, s State) assembly {
 		a.needs[m.Name] = c.need(m, s.Loads[m.Name], capacity[m.Name])
 		a.in.Models = append(a.in.Models, problem.Model{
 			Name: m.Name, SLO: problem.Net(m.SLO, c.Reserve), Weight: m.Weight, MaxBatch: m.MaxBatch,
+			Offline: m.Offline(),
 		})
 	}
 	sort.Slice(a.in.Models, func(i, j int) bool { return a.in.Models[i].Name < a.in.Models[j].Name })
@@ -83,8 +84,12 @@ func (c Config) need(m model.Model, l Load, capacity float64) float64 {
 	if perRequest <= 0 {
 		perRequest = 1
 	}
-	need := max(c.WarmRPS, perRequest*c.Demand.Of(l.Estimate, problem.Net(m.SLO, c.Reserve), l.Backlog).PlannedRPS())
-	if l.Full {
+	d := c.Demand
+	if m.Offline() { // a backlog has the time that its requests have
+		d.DrainWithin = max(d.DrainWithin, m.SLO)
+	}
+	need := max(c.WarmRPS, perRequest*d.Of(l.Estimate, problem.Net(m.SLO, c.Reserve), l.Backlog).PlannedRPS())
+	if l.Full && !m.Offline() {
 		need = max(need, refusing*capacity, perRequest*leastMsgs/m.Timeout.Seconds())
 	}
 	return need
