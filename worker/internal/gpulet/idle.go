@@ -49,9 +49,9 @@ func (l *loop) quietAt() time.Time {
 const quietFor = 100
 
 // idleAt is when a batch of a yielding model may be launched; zero: not before something else happens.
-func (l *loop) idleAt() time.Time {
+func (l *loop) idleAt(now time.Time) time.Time {
 	shortest, ok := l.batcher.Idle()
-	if !ok || l.busy {
+	if !ok || l.busy || l.delivering(now) {
 		return time.Time{}
 	}
 	at := l.quietAt()

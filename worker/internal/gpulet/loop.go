@@ -221,11 +221,12 @@ func (l *loop) launch(now time.Time) {
 	}
 }
 
+// decide is what the executor runs next. Where an idle batch may be launched nothing else could be.
 func (l *loop) decide(now time.Time) batch.Decision {
 	if l.busy || l.delivering(now) {
 		return l.batcher.Expire(now)
 	}
-	if at := l.idleAt(); !at.IsZero() && !at.After(now) {
+	if at := l.idleAt(now); !at.IsZero() && !at.After(now) {
 		return l.nextIdle(now)
 	}
 	return l.batcher.Next(now)
@@ -373,7 +374,7 @@ func (l *loop) drain() {
 
 // arm sets the timer to the next moment at which step has something to do.
 func (l *loop) arm(now time.Time) {
-	at := earlier(earlier(l.wake, l.suspectTime()), l.idleAt())
+	at := earlier(earlier(l.wake, l.suspectTime()), l.idleAt(now))
 	for _, m := range l.order {
 		at = earlier(at, m.loadAt)
 		at = earlier(at, l.pullTime(m))
