@@ -22,6 +22,9 @@
 // otherwise whichever of shrinking and giving up the first request answers more requests in time
 // (the early drop of Nexus, SOSP'19, section 6.2: without it an overloaded model falls back to small
 // batches just when it needs full ones).
+//
+// Idle models are not in the duty order. They run only when nothing is held for the others, and for no
+// longer than the caller allows: NextIdle.
 package batch
 
 import (
@@ -37,6 +40,11 @@ type Model struct {
 	// Exec estimates how long a batch of so many samples takes. It must not fall as samples grow.
 	// Nil means that batches take no time.
 	Exec func(samples int) time.Duration
+	// SLO is how long a request may take, from its arrival to its answer; 0: as long as it likes.
+	SLO time.Duration
+	// Idle models get only what the others leave: they have no turn, and wait while anything is held
+	// for one that has.
+	Idle bool
 }
 
 // Item is a request waiting for its batch.
@@ -78,6 +86,7 @@ type Want struct {
 // Batcher holds what was fetched and not yet launched. It is not safe for concurrent use.
 type Batcher struct {
 	models []*queue // in duty order
+	idle   []*queue // idle models
 	byName map[string]*queue
 	turn   int // index of the model whose turn is next
 }
@@ -92,9 +101,9 @@ func New(models []Model) *Batcher {
 // SetModels replaces the models. What is held for a model that stays is kept; what was held for the
 // others is returned, in duty order. The turn starts again with the first model.
 func (b *Batcher) SetModels(models []Model) (dropped []Item) {
-	old := b.models
+	old := b.queues()
 	kept := b.byName
-	b.models, b.byName, b.turn = nil, make(map[string]*queue, len(models)), 0
+	b.models, b.idle, b.byName, b.turn = nil, nil, make(map[string]*queue, len(models)), 0
 	for _, m := range models {
 		if b.byName[m.Name] != nil {
 			continue // a model listed twice takes its first place
@@ -104,7 +113,11 @@ func (b *Batcher) SetModels(models []Model) (dropped []Item) {
 			q = &queue{mean: 1}
 		}
 		q.Model, q.jumped = m, false
-		b.models = append(b.models, q)
+		if m.Idle {
+			b.idle = append(b.idle, q)
+		} else {
+			b.models = append(b.models, q)
+		}
 		b.byName[m.Name] = q
 	}
 	for _, q := range old {
@@ -155,16 +168,21 @@ func (b *Batcher) Held(model string) int {
 	return 0
 }
 
+// queues are those of all models, idle ones last.
+func (b *Batcher) queues() []*queue { return slices.Concat(b.models, b.idle) }
+
 // Len is how many items are held.
-func (b *Batcher) Len() int {
+func (b *Batcher) Len() int { return length(b.models) + length(b.idle) }
+
+func length(queues []*queue) int {
 	n := 0
-	for _, q := range b.models {
+	for _, q := range queues {
 		n += len(q.items)
 	}
 	return n
 }
 
-// Next decides what the executor, which is free now, runs.
+// Next decides what the executor, which is free now, runs. It never runs idle models.
 func (b *Batcher) Next(now time.Time) Decision {
 	var d Decision
 	d.Expired = b.expire(nil, now)
@@ -242,7 +260,7 @@ func (b *Batcher) pick(now time.Time) int {
 // inTurn moves the turn to the first model that holds something and returns it, -1 if none does.
 // A model that ran before its turn is passed over once.
 func (b *Batcher) inTurn() int {
-	if b.Len() == 0 {
+	if length(b.models) == 0 {
 		return -1
 	}
 	for {
@@ -279,12 +297,18 @@ func (b *Batcher) expire(out []Item, now time.Time) []Item {
 	for _, q := range b.models {
 		out = q.expire(out, now)
 	}
+	for _, q := range b.idle {
+		out = q.expire(out, now)
+	}
 	return out
 }
 
 func (b *Batcher) wake() time.Time {
-	var wake time.Time
-	for _, q := range b.models {
+	return soonest(b.idle, soonest(b.models, time.Time{}))
+}
+
+func soonest(queues []*queue, wake time.Time) time.Time {
+	for _, q := range queues {
 		if w := q.wake(); !w.IsZero() && (wake.IsZero() || w.Before(wake)) {
 			wake = w
 		}

@@ -20,9 +20,12 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the expected parts of testdat
 // TestCases runs testdata/*.txt: blocks of commands, a line "----" and what they print.
 //
 //	models                      then one line per model: name batch=4 exec=5ms+1ms (base + per sample)
+//	                            [slo=50ms] [class=idle]
 //	add NAME id=a,b due=50ms [samples=2]
 //	at 10ms                     sets the clock
 //	next | expire | want
+//	idle 15ms                   what NextIdle launches within that; idle slack: within Slack
+//	want idle                   what idle models want
 //	ahead 20ms                  what NextFull launches for an executor that is busy until then
 func TestCases(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -91,8 +94,20 @@ func (s *script) run(input string) string {
 			s.print(&out, batch.Decision{Launch: s.b.NextFull(epoch.Add(s.duration(f[1])))}, true)
 		case f[0] == "expire":
 			s.print(&out, s.b.Expire(s.now), false)
+		case f[0] == "idle":
+			within := s.b.Slack()
+			if f[1] != "slack" {
+				within = s.duration(f[1])
+			}
+			s.print(&out, s.b.NextIdle(s.now, within), true)
+		case f[0] == "slack":
+			fmt.Fprintf(&out, "slack %v\n", s.b.Slack())
 		case f[0] == "want":
-			for _, w := range s.b.Want() {
+			wants := s.b.Want()
+			if len(f) > 1 {
+				wants = s.b.WantIdle()
+			}
+			for _, w := range wants {
 				fmt.Fprintf(&out, "want %s %d\n", w.Model, w.N)
 			}
 		default:
@@ -117,6 +132,7 @@ func (s *script) models(lines []string, out *strings.Builder) {
 		models = append(models, batch.Model{
 			Name: f[0], Batch: s.number(v["batch"]),
 			Exec: func(n int) time.Duration { return b + time.Duration(n)*e },
+			SLO:  s.optional(v["slo"]), Idle: v["class"] == "idle",
 		})
 	}
 	if s.b == nil {
@@ -187,6 +203,13 @@ func (s *script) duration(v string) time.Duration {
 		s.t.Fatal(err)
 	}
 	return d
+}
+
+func (s *script) optional(v string) time.Duration {
+	if v == "" {
+		return 0
+	}
+	return s.duration(v)
 }
 
 func (s *script) number(v string) int {

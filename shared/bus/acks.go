@@ -165,6 +165,9 @@ const (
 	codeSequenceNotFound  = 10043
 )
 
+// maxMsgsExceeded is how JetStream says which of a stream's limits was reached.
+const maxMsgsExceeded = "maximum messages exceeded"
+
 // apiError turns an error of JetStream into one that callers branch on.
 func apiError(e *jetstream.APIError) error {
 	if e == nil {
@@ -172,7 +175,12 @@ func apiError(e *jetstream.APIError) error {
 	}
 	kind := ErrUnavailable
 	switch e.ErrorCode {
-	case codeStoreFailed, codeTooManyRequests, codeNoResources, codeMemoryExceeded, codeStorageExceeded, codeAccountExceeded:
+	case codeStoreFailed:
+		kind = ErrOverloaded
+		if e.Description == maxMsgsExceeded {
+			kind = ErrFull
+		}
+	case codeTooManyRequests, codeNoResources, codeMemoryExceeded, codeStorageExceeded, codeAccountExceeded:
 		kind = ErrOverloaded
 	case jetstream.JSErrCodeStreamMessageExceedsMaximum:
 		kind = ErrTooLarge

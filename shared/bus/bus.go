@@ -23,6 +23,9 @@ import (
 var (
 	// ErrOverloaded: the model's queue is full. The request was not taken.
 	ErrOverloaded = errors.New("overloaded")
+	// ErrFull is the ErrOverloaded of a queue that holds as many requests as it may: it takes no other
+	// one either, however small.
+	ErrFull = fmt.Errorf("%w: full", ErrOverloaded)
 	// ErrUnavailable: nobody answered for the queue or document, or the connection is down.
 	ErrUnavailable = errors.New("unavailable")
 	// ErrUnacknowledged is an ErrUnavailable that leaves open whether a publish was taken: its

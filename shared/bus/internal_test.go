@@ -40,7 +40,8 @@ func TestAcknowledgementsAreRead(t *testing.T) {
 		{nil, `{"stream":"INFER_error","seq":1}`, nil},
 		{nil, `{"stream":"INFER_m","seq":1,"duplicate":true}`, nil},
 		{nats.Header{"Status": {"503"}}, "", ErrUnavailable},
-		{nil, `{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"},"stream":"INFER_m","seq":0}`, ErrOverloaded},
+		{nil, `{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"},"stream":"INFER_m","seq":0}`, ErrFull},
+		{nil, `{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"},"stream":"INFER_m","seq":0}`, ErrOverloaded},
 		{nil, `{"error":{"code":429,"err_code":10167,"description":"too many requests"}}`, ErrOverloaded},
 		{nil, `{"error":{"code":400,"err_code":10054,"description":"message size exceeds maximum allowed"}}`, ErrTooLarge},
 		{nil, `{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 5"}}`, ErrConflict},
@@ -48,7 +49,7 @@ func TestAcknowledgementsAreRead(t *testing.T) {
 		{nil, `{"error":`, ErrUnavailable},
 	} {
 		err := ackError(&nats.Msg{Header: c.header, Data: []byte(c.body)})
-		if !errors.Is(err, c.want) {
+		if !errors.Is(err, c.want) || errors.Is(err, ErrFull) != (c.want == ErrFull) {
 			t.Errorf("%v %s: error %v, expected %v", c.header, c.body, err, c.want)
 		}
 	}

@@ -28,7 +28,7 @@ type Config struct {
 	Pin int `json:"pin,omitempty"`
 	// Weight is the model's importance when not everything fits. Default 1.
 	Weight float64 `json:"weight"`
-	// Class is "interactive" (default) or "offline".
+	// Class is "interactive" (default) or "offline": then requests get only what interactive ones leave.
 	Class string `json:"class"`
 	// Storage is where requests wait: in "memory", where they end with the NATS server, or in a "file",
 	// where they outlive it. Default: memory for interactive, file for offline.
@@ -42,6 +42,9 @@ const QueueGrace = time.Minute
 // MaxWait is how long the model's queue keeps a request, and so the longest timeout that a client
 // may ask for: the queue drops older requests and tells nobody.
 func (c Config) MaxWait() time.Duration { return c.Timeout + QueueGrace }
+
+// Offline reports whether the model's requests only fill time that interactive ones leave.
+func (c Config) Offline() bool { return c.Class == "offline" }
 
 // Preprocess turns an accepted dtype into the model's: y = (x * Scale - Mean) / Std, Mean and Std
 // per channel (the first dimension of the input).

@@ -101,3 +101,38 @@ func (d *door) mustInfer(b *testing.B, body []byte, h http.Header) {
 	}
 	_ = resp.Body.Close()
 }
+
+// BenchmarkRefused is what a request costs that a full queue has no room for.
+func BenchmarkRefused(b *testing.B) {
+	m := classifier(256)
+	d := open(b, frontendtest.Start(b, m))
+	d.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256}}
+	b.Cleanup(d.client.CloseIdleConnections)
+	q := frontendtest.Queue(m.Name)
+	q.MaxMsgs = 1
+	if err := d.Planner.EnsureQueue(b.Context(), q); err != nil {
+		b.Fatal(err)
+	}
+	if err := d.Bus.Publish(b.Context(), &bus.Message{Model: m.Name, Body: []byte("x")}); err != nil {
+		b.Fatal(err)
+	}
+	body, _ := benchBody(b, 256, false)
+	b.ReportAllocs()
+	b.SetParallelism(32)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			resp, err := d.client.Post(d.url+"/v2/models/"+m.Name+"/infer", "application/json", bytes.NewReader(body))
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			_ = resp.Body.Close()
+			if resp.StatusCode != http.StatusTooManyRequests {
+				b.Errorf("HTTP status %d: expected 429", resp.StatusCode)
+				return
+			}
+		}
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "req/s")
+}

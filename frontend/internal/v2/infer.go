@@ -114,6 +114,9 @@ func (s *Server) submit(w http.ResponseWriter, r *http.Request, m *model.Model, 
 		}
 	}()
 	id, err := requestID(r.Header)
+	if err == nil && id == "" { // a request with an id may have its answer already
+		err = s.full.Check(m, now)
+	}
 	if err != nil {
 		return out, err
 	}
@@ -247,6 +250,9 @@ func (s *Server) waitError(ctx context.Context, m *model.Model, err error, waite
 		return refuse(wire.Unavailable, err.Error())
 	case ctx.Err() != nil:
 		return errClientGone
+	}
+	if errors.Is(err, bus.ErrFull) {
+		s.full.Saw(m, time.Now())
 	}
 	status := wire.Failed
 	switch {

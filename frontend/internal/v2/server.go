@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gpulet/gpulet/frontend/internal/admit"
 	"github.com/gpulet/gpulet/frontend/internal/inbox"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/model"
@@ -58,6 +59,7 @@ type Server struct {
 	log      *slog.Logger
 	inFlight atomic.Int64
 	bodies   atomic.Int64 // bytes of bodies that are being read or sent
+	full     admit.Full
 }
 
 // New returns a server; it counts in metrics.

@@ -97,6 +97,7 @@ type Planner struct {
 	queues   queues
 	fixed    map[string]error // by model: why its queue is not as the model asks
 	cramped  map[string]error // by model: why its queue is smaller than the plan asks
+	flooded  map[string]bool  // models that were refusing requests when their queues were last sized
 	notices  notices
 
 	schedule    epoch.Schedule
@@ -264,13 +265,16 @@ func (p *Planner) lead(ctx context.Context, now time.Time, term uint64) error {
 		return err
 	}
 	if p.state.Current.Revision != before {
-		if err := p.makeRoom(ctx, p.state.Current); err != nil {
-			return err
-		}
+		p.traffic.replanned()
 	}
 	missing, err := p.observe(ctx, now)
 	if err != nil {
 		return err
+	}
+	if p.state.Current.Revision != before || !maps.Equal(p.flooded, p.traffic.full()) {
+		if err := p.makeRoom(ctx, p.state.Current); err != nil {
+			return err
+		}
 	}
 	if err := p.mend(ctx, missing); err != nil {
 		return err
@@ -308,7 +312,7 @@ func (p *Planner) observe(ctx context.Context, now time.Time) (missing []model.M
 		if err != nil {
 			return nil, fmt.Errorf("lag of %s: %w", m.Name, err)
 		}
-		p.traffic.observe(m.Name, lag, now)
+		p.traffic.observe(m.Name, lag, p.queues[m.Name].MaxMsgs, now)
 	}
 	p.state.Loads = p.traffic.loads(now)
 	return missing, nil
@@ -394,6 +398,7 @@ func (p *Planner) publish(ctx context.Context, now time.Time, d epoch.Decision, 
 		return fmt.Errorf("publish plan %d: %w", d.Plan.Revision, err)
 	}
 	p.state.Current, p.rev = d.Plan, rev
+	p.traffic.replanned()
 	p.log.Info("plan published", "plan_rev", d.Plan.Revision, "term", p.term, "cause", d.Cause, "reason", d.Reason,
 		"gpus_used", d.Plan.GPUsUsed, "desired_gpus", d.DesiredGPUs, "gpulets", len(d.Plan.Gpulets), "moves", d.Moves, "took", took)
 	return nil

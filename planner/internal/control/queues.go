@@ -54,14 +54,14 @@ func (p *Planner) ensureQueue(ctx context.Context, m model.Model, next plan.Plan
 	return nil
 }
 
-// makeRoom raises the limits of all queues to what a plan asks for, be it one that somebody else
-// published.
+// makeRoom makes the limits of all queues what a plan asks for, be it one that somebody else published.
 func (p *Planner) makeRoom(ctx context.Context, next plan.Plan) error {
 	for _, m := range p.state.Models {
 		if err := p.ensureQueue(ctx, m, next); err != nil {
 			return err
 		}
 	}
+	p.flooded = p.traffic.full()
 	return nil
 }
 

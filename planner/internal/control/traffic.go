@@ -23,19 +23,28 @@ type flow struct {
 	lag               bus.Lag
 	at                time.Time // of lag
 	arrived           time.Time // the last look at which something had arrived
+	full              int       // looks in a row at which the queue had no room
 	requests, samples float64   // answered, older ones fading
 }
 
 // fade is what remains of older counts when request sizes are averaged, per epoch.
 const fade = 0.8
 
+// A queue is full when it is at nearly every moment: a burst fills one, too, but not at so many looks in a
+// row. What was fetched and answered since the last request came leaves a little room.
+const (
+	fullLooks = 3
+	nearlyAll = 0.9
+)
+
 func newTraffic(cfg demand.Config) traffic {
 	return traffic{cfg: cfg, models: map[string]*flow{}, reports: map[string]plan.ModelReport{}}
 }
 
-// observe takes one reading of a model's queue. Differences of the stream's last sequence count
-// arrivals; a sequence that falls is another stream, whose first reading counts nothing.
-func (t *traffic) observe(name string, lag bus.Lag, now time.Time) {
+// observe takes one reading of a model's queue, which holds at most so many requests (0: not known).
+// Differences of the stream's last sequence count arrivals; a sequence that falls is another stream, whose
+// first reading counts nothing.
+func (t *traffic) observe(name string, lag bus.Lag, most int64, now time.Time) {
 	f := t.models[name]
 	if f == nil {
 		f = &flow{arrived: now}
@@ -48,6 +57,27 @@ func (t *traffic) observe(name string, lag bus.Lag, now time.Time) {
 		}
 	}
 	f.lag, f.at = lag, now
+	if f.full++; most == 0 || float64(lag.Pending+lag.AckPending) < nearlyAll*float64(most) {
+		f.full = 0
+	}
+}
+
+// replanned forgets how full queues were under another plan.
+func (t *traffic) replanned() {
+	for _, f := range t.models {
+		f.full = 0
+	}
+}
+
+// full are the models whose queues refuse requests.
+func (t *traffic) full() map[string]bool {
+	full := map[string]bool{}
+	for name, f := range t.models {
+		if f.full >= fullLooks {
+			full[name] = true
+		}
+	}
+	return full
 }
 
 // sizes learns how many samples a request carries from what gpu-lets report.
@@ -79,6 +109,7 @@ func (t *traffic) loads(now time.Time) map[string]epoch.Load {
 			Estimate: f.estimator.Estimate(t.cfg),
 			Backlog:  f.lag.Pending + f.lag.AckPending,
 			Idle:     now.Sub(f.arrived),
+			Full:     f.full >= fullLooks,
 		}
 		if f.requests >= 1 {
 			l.SamplesPerRequest = f.samples / f.requests

@@ -45,13 +45,15 @@ func assemble(c Config, s State) assembly {
 		GPUs: gpus, Profiles: profiles, Interference: s.Interference,
 		Buffer: c.Buffer, ContextBytes: c.contextBytes(s, gpus), Current: &s.Current,
 	}}
+	capacity := Capacities(s.Current)
 	for _, m := range s.Models {
 		if !profiles.knows(m.Name) {
 			continue
 		}
-		a.needs[m.Name] = c.need(m, s.Loads[m.Name])
+		a.needs[m.Name] = c.need(m, s.Loads[m.Name], capacity[m.Name])
 		a.in.Models = append(a.in.Models, problem.Model{
 			Name: m.Name, SLO: problem.Net(m.SLO, c.Reserve), Weight: m.Weight, MaxBatch: m.MaxBatch,
+			Offline: m.Offline(),
 		})
 	}
 	sort.Slice(a.in.Models, func(i, j int) bool { return a.in.Models[i].Name < a.in.Models[j].Name })
@@ -67,8 +69,14 @@ func (c Config) contextBytes(s State, gpus []problem.GPU) int64 {
 	return most
 }
 
-// need is what the model asks of a plan now, in samples per second.
-func (c Config) need(m model.Model, l Load) float64 {
+// refusing is how many times what the plan carries is asked of the next one for a model whose queue is
+// full. How much the queue refused nobody knows; the next plan either carries it, and the queue is not
+// full any more, or asks again.
+const refusing = 1.5
+
+// need is what the model asks of a plan now, in samples per second; capacity is what the plan there is
+// carries of it.
+func (c Config) need(m model.Model, l Load, capacity float64) float64 {
 	if c.IdleAfter > 0 && l.Idle >= c.IdleAfter && l.Backlog == 0 {
 		return 0
 	}
@@ -76,7 +84,15 @@ func (c Config) need(m model.Model, l Load) float64 {
 	if perRequest <= 0 {
 		perRequest = 1
 	}
-	return max(c.WarmRPS, perRequest*c.Demand.Of(l.Estimate, problem.Net(m.SLO, c.Reserve), l.Backlog).PlannedRPS())
+	d := c.Demand
+	if m.Offline() { // a backlog has the time that its requests have
+		d.DrainWithin = max(d.DrainWithin, m.SLO)
+	}
+	need := max(c.WarmRPS, perRequest*d.Of(l.Estimate, problem.Net(m.SLO, c.Reserve), l.Backlog).PlannedRPS())
+	if l.Full && !m.Offline() {
+		need = max(need, refusing*capacity, perRequest*leastMsgs/m.Timeout.Seconds())
+	}
+	return need
 }
 
 // devices lists the GPUs of all hosts in order.

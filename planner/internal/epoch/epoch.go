@@ -84,6 +84,8 @@ type Load struct {
 	Backlog uint64
 	// SamplesPerRequest is the mean size of a request; 0 means 1.
 	SamplesPerRequest float64
+	// Full: the queue has had no room for a while. What it refuses is part of no other figure.
+	Full bool
 	// Idle is for how long nothing has arrived.
 	Idle time.Duration
 }

@@ -139,10 +139,13 @@ func withoutGuests(p plan.Plan) plan.Plan {
 }
 
 // serves reports whether fresh is worth having instead of current when current falls short: it
-// loads more of the models, or as many and serves more.
+// loads more of the models, or as many and serves more; more of the offline ones only if it serves as much
+// of the others.
 func serves(in input, fresh, current plan.Plan) bool {
 	if a, b := len(homeless(in, fresh)), len(homeless(in, current)); a != b {
 		return a < b
 	}
-	return goodput(in, fresh) > 1.005*goodput(in, current)
+	live, offline := in.only(false), in.only(true)
+	was, is := goodput(live, current), goodput(live, fresh)
+	return is > 1.005*was || is >= was*(1-slack) && goodput(offline, fresh) > 1.005*goodput(offline, current)
 }

@@ -52,8 +52,15 @@ func QueueFor(m model.Model, p plan.Plan, load Load, maxPayload int64) Queue {
 		AckWait:       max(time.Second, time.Duration(4*worst*float64(time.Millisecond)).Round(time.Second)),
 		MaxAckPending: int(powerOfTwo(2*float64(batches), leastAckPending, mostMsgs)),
 	}
-	if capacity := Capacities(p)[m.Name]; capacity > 0 {
-		q.MaxMsgs = min(mostMsgs, max(leastMsgs, int64(float64(2*batches)/each), int64(room*capacity/each*m.Timeout.Seconds())))
+	if batches > 0 {
+		least := int64(leastMsgs)
+		if load.Full { // no burst: a flood, of which more would only wait in vain
+			least = 1
+		}
+		if m.Offline() { // it collects a backlog for idle times
+			least = q.MaxMsgs
+		}
+		q.MaxMsgs = min(mostMsgs, max(least, int64(float64(2*batches)/each), int64(room*Capacities(p)[m.Name]/each*m.Timeout.Seconds())))
 	}
 	q.MaxBytes = min(mostBytes, max(q.MaxMsgs*int64(each)*requestBytes(m), 4*maxPayload))
 	return q

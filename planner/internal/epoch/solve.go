@@ -32,14 +32,14 @@ func (s solution) complete() bool { return s.unsound == "" && check.Complete(s.p
 
 // solve packs the problem, checks the plan, and finds a place for models that got none.
 func (c Config) solve(in input) solution {
-	s := c.pack(in)
+	s := c.fill(in)
 	relaxed := map[string]bool{}
 	for range relaxRounds {
-		left := homeless(s.in, s.plan)
+		left := homeless(s.in.only(false), s.plan)
 		if s.unsound != "" || len(left) == 0 {
 			break
 		}
-		next := c.pack(s.in.relax(left, c.WarmRPS))
+		next := c.fill(s.in.relax(left, c.WarmRPS))
 		if next.unsound != "" || goodput(in, next.plan) < relaxKeeps*goodput(in, s.plan) {
 			break
 		}
@@ -81,7 +81,7 @@ const (
 // desired is how many GPUs would serve everything that s leaves out, if there were more of the
 // kinds that there are, in equal parts. Models that more GPUs do not help are left aside.
 func (c Config) desired(s solution) int {
-	in := s.in
+	in := s.in.only(false)
 	left := homeless(in, s.plan)
 	in.Models = slices.DeleteFunc(slices.Clone(in.Models), func(m problem.Model) bool { return left[m.Name] })
 	asked, have := 0.0, 0.0
@@ -160,7 +160,7 @@ func (s *solution) report(asked input, relaxed map[string]bool) {
 	unserved := map[string]float64{}
 	for i, m := range asked.Models {
 		short := m.Rate - served(s.plan, m.Name)
-		lacks := short > 1e-6*(1+m.Rate)
+		lacks := short > 1e-6*(1+m.Rate) && !m.Offline
 		if lacks {
 			unserved[m.Name] = short
 		}
@@ -258,7 +258,7 @@ func (c Config) vacancy(s *solution, m problem.Model) (plan.Gpulet, bool) {
 	var best plan.Gpulet
 	for _, gpu := range s.in.GPUs {
 		share := largest(gpu, 100+free[gpu.Name()])
-		if share <= best.Share {
+		if share <= best.Share || m.Offline && s.occupied(gpu.Name()) {
 			continue
 		}
 		g := plan.Gpulet{ID: fmt.Sprintf("guest-%s", m.Name), Host: gpu.Host, GPU: gpu.Index, GPUType: gpu.Type, Share: share}

@@ -23,7 +23,7 @@ func Look(s State) Seen {
 		fmt.Fprintln(hosts, g)
 	}
 	for _, m := range s.Models {
-		fmt.Fprintln(models, m.Name, m.Hash, m.SLO, m.Timeout, m.MaxBatch, m.Weight)
+		fmt.Fprintln(models, m.Name, m.Hash, m.SLO, m.Timeout, m.MaxBatch, m.Weight, m.Class)
 	}
 	var lines []string
 	for _, p := range s.Measured {
@@ -61,6 +61,9 @@ func Urgent(s State, last Seen) (cause, reason string, changed bool) {
 		case l.Backlog == 0:
 		case !loaded[m.Name]:
 			return Demand, fmt.Sprintf("model %s has %d requests and is not loaded anywhere", m.Name, l.Backlog), false
+		case m.Offline(): // it can wait
+		case l.Full:
+			return Demand, fmt.Sprintf("model %s refuses requests: its queue is full, and the plan carries %.4g samples/s", m.Name, capacity[m.Name]), false
 		case float64(l.Backlog)*size > 1.25*can+2:
 			return Lag, fmt.Sprintf("model %s has %d requests waiting, the plan answers %.0f within its SLO", m.Name, l.Backlog, can), false
 		case l.Estimate.AtLeast(surely)*size > capacity[m.Name]:

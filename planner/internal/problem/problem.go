@@ -55,6 +55,8 @@ type Model struct {
 	Rate float64
 	// Weight is the worth of one served sample when not everything fits. 0 means 1.
 	Weight float64
+	// Offline models get what the others leave.
+	Offline bool
 	// MaxBatch bounds the planned batch; 0 means the largest that the profile knows.
 	MaxBatch int
 }
@@ -131,12 +133,19 @@ func Count(n int, thing string) string {
 	return fmt.Sprintf("%d %ss", n, thing)
 }
 
-// Worth is Weight with its default.
+// offlineWorth is that of an offline sample in interactive ones: next to nothing, and more than nothing.
+const offlineWorth = 1e-6
+
+// Worth is Weight with its default, far less for offline models.
 func (m Model) Worth() float64 {
-	if m.Weight <= 0 {
-		return 1
+	worth := m.Weight
+	if worth <= 0 {
+		worth = 1
 	}
-	return m.Weight
+	if m.Offline {
+		worth *= offlineWorth
+	}
+	return worth
 }
 
 // Name identifies the device in messages and in gpu-let ids: "host/0".

@@ -36,6 +36,8 @@ type bound struct {
 	decodeLead time.Duration // how long that takes them
 	pixels     [][]byte      // for pictures, all of one size
 
+	// yields: the executor is its only while nobody else wants it.
+	yields bool
 	// retiring models take no more requests and go when those they hold are done.
 	retiring bool
 
@@ -92,6 +94,14 @@ func (m *bound) timeout() time.Duration {
 		return m.Config.Timeout
 	}
 	return 2 * m.Config.SLO
+}
+
+// patience is how long a request may take at most by the plan.
+func (m *bound) patience() time.Duration {
+	if m.Config.SLO > 0 {
+		return min(m.Config.SLO, m.timeout())
+	}
+	return m.timeout()
 }
 
 // settled reports whether loading has ended, one way or the other.

@@ -141,10 +141,13 @@ func (l *loop) bind(m *bound, a link.Assignment) {
 
 // rebatch tells the batcher which models there are. None goes that still holds something.
 func (l *loop) rebatch() {
+	l.yield()
 	var models []batch.Model
 	for _, m := range l.order {
 		if m.loaded != nil {
-			models = append(models, batch.Model{Name: m.name(), Batch: m.batch(), Exec: m.estimate.exec})
+			models = append(models, batch.Model{
+				Name: m.name(), Batch: m.batch(), Exec: m.estimate.exec, SLO: m.patience(), Idle: m.yields,
+			})
 		}
 	}
 	for _, it := range l.batcher.SetModels(models) {

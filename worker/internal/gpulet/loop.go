@@ -42,6 +42,7 @@ type loop struct {
 	lead      lead
 	watchdog  *watchdog
 	hung      string         // what does not return from the engine, in words; empty: nothing
+	asked     time.Time      // when a model that does not yield last had something to run
 	ahead     int            // batches of every model to hold
 	storing   sync.WaitGroup // results being stored, shared with their goroutines
 
@@ -75,6 +76,7 @@ func newLoop(cfg Config) *loop {
 		cancellations: make(chan bus.Cancellation, 1024), quit: make(chan struct{}),
 
 		lead:  newLead(),
+		asked: time.Now(),
 		ahead: 1,
 	}
 }
@@ -211,12 +213,7 @@ func (l *loop) step() {
 
 // launch hands the executor its next batch, if it is free, and gives up what is too late.
 func (l *loop) launch(now time.Time) {
-	var d batch.Decision
-	if l.busy || l.delivering(now) {
-		d = l.batcher.Expire(now)
-	} else {
-		d = l.batcher.Next(now)
-	}
+	d := l.decide(now)
 	l.wake = d.Wake
 	if n := d.Launch; len(n.Items) > 0 {
 		l.busy, l.busyUntil = true, now.Add(n.Exec)
@@ -226,6 +223,17 @@ func (l *loop) launch(now time.Time) {
 	for _, it := range d.Expired {
 		l.expire(it.Payload.(*request), now) //nolint:forcetypeassert // the loop puts nothing else in
 	}
+}
+
+// decide is what the executor runs next. Where an idle batch may be launched nothing else could be.
+func (l *loop) decide(now time.Time) batch.Decision {
+	if l.busy || l.delivering(now) {
+		return l.batcher.Expire(now)
+	}
+	if at := l.idleAt(now); !at.IsZero() && !at.After(now) {
+		return l.nextIdle(now)
+	}
+	return l.batcher.Next(now)
 }
 
 func (l *loop) expire(req *request, now time.Time) {
@@ -246,6 +254,7 @@ func (l *loop) finished(o outcome) error {
 	o.model.ran(o)
 	if o.last {
 		now := time.Now()
+		l.demanded(o.model, now)
 		l.landed(now)
 		l.launch(now)
 		l.pull(now)
@@ -259,6 +268,7 @@ func (l *loop) finished(o outcome) error {
 func (l *loop) admit(m *bound, msg *bus.Msg, now time.Time) {
 	req := &request{msg: msg, model: m, fetched: now, samples: 1}
 	l.open[req] = struct{}{}
+	l.demanded(m, now)
 	if msg.Delivered > 1 {
 		m.counts.Redelivered++
 	}
@@ -368,7 +378,7 @@ func (l *loop) drain() {
 
 // arm sets the timer to the next moment at which step has something to do.
 func (l *loop) arm(now time.Time) {
-	at := earlier(l.wake, l.suspectTime())
+	at := earlier(earlier(l.wake, l.suspectTime()), l.idleAt(now))
 	for _, m := range l.order {
 		at = earlier(at, m.loadAt)
 		at = earlier(at, l.pullTime(m))

@@ -14,7 +14,7 @@ func (l *loop) pull(now time.Time) {
 		return
 	}
 	l.ahead = l.batchesAhead()
-	for _, w := range l.batcher.WantAhead(l.ahead) {
+	for _, w := range l.wants() {
 		m := l.models[w.Model]
 		if at := l.pullTime(m); at.IsZero() || at.After(now) {
 			continue
@@ -31,6 +31,13 @@ func (l *loop) pullTime(m *bound) time.Time {
 		return time.Time{}
 	}
 	at := m.pullAt
+	if m.yields {
+		quiet := l.quietAt()
+		if quiet.IsZero() || l.batcher.Taken() {
+			return time.Time{}
+		}
+		at = later(at, quiet)
+	}
 	if l.busy {
 		if free := l.busyUntil.Add(-l.lead.time() - m.decodeLead); free.After(at) {
 			at = free
@@ -53,7 +60,7 @@ const maxAhead = 32
 func (l *loop) batchesAhead() int {
 	round, decoding := time.Duration(0), time.Duration(0)
 	for _, m := range l.order {
-		if m.puller != nil {
+		if m.puller != nil && !m.yields {
 			round += m.estimate.exec(m.batch())
 			decoding = max(decoding, m.decodeLead)
 		}

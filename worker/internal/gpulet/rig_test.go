@@ -209,16 +209,25 @@ func (s *served) assign(rev uint64, models ...string) {
 	s.commands <- c
 }
 
+// assignment is what a gpu-let is told of a model: "bulk" is of class offline, and "guest" is promised
+// nothing.
 func (r *rig) assignment(name string) link.Assignment {
 	shape := []int64{-1}
 	if r.options.images {
 		shape = []int64{1, 4, 4}
 	}
+	class, rate := "interactive", 1.0
+	switch name {
+	case "bulk":
+		class = "offline"
+	case "guest":
+		rate = 0
+	}
 	return link.Assignment{
-		Assignment: plan.Assignment{Model: name, Batch: r.options.batch, ExecMs: r.options.execMs},
+		Assignment: plan.Assignment{Model: name, Batch: r.options.batch, ExecMs: r.options.execMs, RateRPS: rate},
 		Config: model.Model{
 			Config: model.Config{
-				Name: name, SLO: r.options.timeout / 2, Timeout: r.options.timeout, MaxBatch: 2 * r.options.batch,
+				Name: name, Class: class, SLO: r.options.timeout / 2, Timeout: r.options.timeout, MaxBatch: 2 * r.options.batch,
 				Inputs:     []tensor.Spec{{Name: "x", DType: tensor.FP32, Shape: shape}},
 				Outputs:    []tensor.Spec{{Name: "y", DType: tensor.FP32, Shape: shape}, {Name: "n", DType: tensor.INT32, Shape: []int64{}}},
 				Preprocess: map[string]model.Preprocess{"x": {Accept: []tensor.DType{tensor.UINT8}}},
