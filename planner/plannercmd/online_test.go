@@ -137,7 +137,7 @@ func TestStatusShowsTheSystem(t *testing.T) {
 		ID: "stray", Host: "box", Share: 10, State: plan.Failed, Detail: "out of memory", Time: time.Now(),
 	}))
 	client := embeddedtest.Connect(t, s.srv, bus.RoleClient)
-	must(t, client.Publish(t.Context(), &bus.Message{Model: "resnet50", RequestID: "1", Body: []byte("x")}))
+	must(t, client.Publish(t.Context(), &bus.Message{Model: "resnet50", RequestID: "1", Timeout: time.Minute, Body: []byte("x")}))
 	s.expect(s.ask("status"), "plan 1, ", " leads term 1, for ", "gpulet, 1 GPU used", "there is no plan yet", "rtx2080ti (sim)", g.ID, "ready",
 		"stray", "failed (not planned)", "gpu-let stray: failed", "out of memory")
 	var st status

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gpulet/gpulet/planner/internal/demand"
-	"github.com/gpulet/gpulet/planner/internal/epoch"
 	"github.com/gpulet/gpulet/planner/internal/problem"
 	"github.com/gpulet/gpulet/planner/internal/sim"
 	"github.com/gpulet/gpulet/shared/cli"
@@ -269,7 +268,7 @@ func (c *simulateConfig) fromPlan(out *sim.Config) error {
 	if err != nil {
 		return cli.Usagef("%w", err)
 	}
-	capacity := epoch.Capacities(out.Plan)
+	capacity := out.Plan.Capacities()
 	for _, g := range out.Plan.Gpulets {
 		for _, a := range g.Models {
 			capacity[a.Model] += 0 // a guest carries nothing, and is known all the same

@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/gpulet/gpulet/planner/internal/epoch"
 	"github.com/gpulet/gpulet/planner/internal/problem"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/lifecycle"
@@ -193,7 +192,7 @@ func (s *status) readModels(ctx context.Context, b *bus.Bus, current plan.Plan) 
 	if err != nil {
 		return err
 	}
-	planned := epoch.Capacities(current)
+	planned := current.Capacities()
 	known := map[string]plan.ModelDemand{}
 	for _, d := range s.Models {
 		known[d.Model] = d

@@ -465,7 +465,7 @@ func (p *Planner) report(ctx context.Context, now time.Time) error {
 		Planner: p.cfg.Name, Term: p.term, Revision: p.state.Current.Revision, Time: now.UTC(),
 		Problems: p.result.Problems,
 	}
-	planned := epoch.Capacities(p.state.Current)
+	planned := p.state.Current.Capacities()
 	for _, m := range p.state.Models {
 		d := p.traffic.demand(m, now)
 		d.NeedRPS = p.result.Needs[m.Name]

@@ -345,7 +345,7 @@ func TestQueueThatHoldsRequestsKeepsItsStorage(t *testing.T) {
 	w.host0()
 	w.join("a")
 	w.plan("of a", serves("resnet50"))
-	w.must(w.client.Publish(t.Context(), &bus.Message{Model: "resnet50", RequestID: "1", Body: []byte("x")}))
+	w.must(w.client.Publish(t.Context(), &bus.Message{Model: "resnet50", RequestID: "1", Timeout: time.Minute, Body: []byte("x")}))
 	yaml := filepath.Join(w.models, "resnet50", "model.yaml")
 	text, err := os.ReadFile(yaml)
 	w.must(err)

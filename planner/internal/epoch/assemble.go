@@ -45,7 +45,7 @@ func assemble(c Config, s State) assembly {
 		GPUs: gpus, Profiles: profiles, Interference: s.Interference,
 		Buffer: c.Buffer, ContextBytes: c.contextBytes(s, gpus), Current: &s.Current,
 	}}
-	capacity := Capacities(s.Current)
+	capacity := s.Current.Capacities()
 	for _, m := range s.Models {
 		if !profiles.knows(m.Name) {
 			continue

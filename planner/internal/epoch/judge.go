@@ -91,31 +91,13 @@ func broken(in input, p plan.Plan) verdict {
 
 // short finds a model that needs more than its gpu-lets can carry.
 func short(in input, p plan.Plan) verdict {
-	capacity := Capacities(p)
+	capacity := p.Capacities()
 	for _, m := range in.Models {
 		if can := capacity[m.Name]; m.Rate > can*(1+slack) {
 			return verdict{Demand, fmt.Sprintf("model %s needs %.4g samples/s, the plan carries %.4g", m.Name, m.Rate, can)}
 		}
 	}
 	return verdict{}
-}
-
-// Capacities returns what the plan can carry of each model: a batch per duty cycle and gpu-let,
-// which may be more than was asked when it was made.
-func Capacities(p plan.Plan) map[string]float64 {
-	sum := map[string]float64{}
-	for _, g := range p.Gpulets {
-		for _, a := range g.Models {
-			switch {
-			case a.RateRPS <= 0: // a guest carries nothing for sure
-			case a.DutyMs > 0:
-				sum[a.Model] += max(a.RateRPS, float64(a.Batch)*1000/a.DutyMs)
-			default:
-				sum[a.Model] += a.RateRPS
-			}
-		}
-	}
-	return sum
 }
 
 // withoutGuests returns the part of a plan that promises something.

@@ -12,7 +12,7 @@ import (
 // offer lets the queues of f take what gpu-lets answer of what is offered, somewhat less than the plan
 // carries: that is all that is seen of it.
 func (f *fleet) offer(offered map[string]float64) {
-	capacity := Capacities(f.state.Current)
+	capacity := f.state.Current.Capacities()
 	for name, rate := range offered {
 		f.rate(name, min(rate, 0.8*capacity[name]))
 		l := f.state.Loads[name]
@@ -39,9 +39,9 @@ func TestWeightDecidesWhoIsShed(t *testing.T) {
 	alone.host("a", 2)
 	alone.model("vgg16", 142*time.Millisecond, 5000)
 	alone.expect(First, 1)
-	most := Capacities(alone.state.Current)["vgg16"]
-	if got := Capacities(f.state.Current)["vgg16"]; got < 0.9*most {
-		t.Errorf("the plan carries %.0f/s of the model of weight 20, %.0f/s of it when it is alone: %v", got, most, Capacities(f.state.Current))
+	most := alone.state.Current.Capacities()["vgg16"]
+	if got := f.state.Current.Capacities()["vgg16"]; got < 0.9*most {
+		t.Errorf("the plan carries %.0f/s of the model of weight 20, %.0f/s of it when it is alone: %v", got, most, f.state.Current.Capacities())
 	}
 	f.offer(offered)
 	if d := f.epoch(); d.Publish {

@@ -60,7 +60,7 @@ func QueueFor(m model.Model, p plan.Plan, load Load, maxPayload int64) Queue {
 		if m.Offline() { // it collects a backlog for idle times
 			least = q.MaxMsgs
 		}
-		q.MaxMsgs = min(mostMsgs, max(least, int64(float64(2*batches)/each), int64(room*Capacities(p)[m.Name]/each*m.Timeout.Seconds())))
+		q.MaxMsgs = min(mostMsgs, max(least, int64(float64(2*batches)/each), int64(room*p.Capacities()[m.Name]/each*m.Timeout.Seconds())))
 	}
 	q.MaxBytes = min(mostBytes, max(q.MaxMsgs*int64(each)*requestBytes(m), 4*maxPayload))
 	return q

@@ -193,7 +193,7 @@ func served(p plan.Plan, model string) float64 {
 
 // goodput is the worth of what a plan serves of the problem's rates.
 func goodput(in input, p plan.Plan) float64 {
-	capacity := Capacities(p)
+	capacity := p.Capacities()
 	var sum float64
 	for _, m := range in.Models {
 		sum += m.Worth() * math.Min(m.Rate, capacity[m.Name])

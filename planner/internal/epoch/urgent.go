@@ -46,7 +46,7 @@ func Urgent(s State, last Seen) (cause, reason string, changed bool) {
 	case now.profiles != last.profiles:
 		return Models, "the profiles changed", true
 	}
-	capacity := Capacities(s.Current)
+	capacity := s.Current.Capacities()
 	loaded := map[string]bool{}
 	for _, g := range s.Current.Gpulets {
 		for _, a := range g.Models {

@@ -50,7 +50,7 @@ func (w Desired) seen(g plan.Gpulet, model string) bool {
 
 // neededElsewhere returns why c has to go on serving a model for gpu-lets of other hosts.
 func (d *decision) neededElsewhere(c Child, model string) need {
-	if d.crowded(c.GPU) {
+	if d.crowded(c.GPU) || d.succeeded(c, model) {
 		return need{}
 	}
 	var n need
@@ -69,6 +69,21 @@ func (d *decision) neededElsewhere(c Child, model string) need {
 		}
 	}
 	return n
+}
+
+// succeeded reports whether a gpu-let of this host that came after c, and has to leave as c has, serves the
+// model. Then that one waits for other hosts: of plans that follow each other faster than hosts hear of each
+// other, only the last one's gpu-lets are kept.
+func (d *decision) succeeded(c Child, model string) bool {
+	for id, n := range d.byID {
+		if _, wanted := d.wanted[id]; wanted || !n.StartedAt.After(c.StartedAt) {
+			continue
+		}
+		if ok, _ := d.replaces(n, model); ok {
+			return true
+		}
+	}
+	return false
 }
 
 // fails reports whether g, of another host, says that it does not come up, or nothing in all patience.
