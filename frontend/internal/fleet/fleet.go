@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/gpulet/gpulet/frontend/internal/admit"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/lifecycle"
 	"github.com/gpulet/gpulet/shared/model"
@@ -40,11 +41,17 @@ type Fleet struct {
 	log      *slog.Logger
 
 	models atomic.Pointer[catalog]
-	plan   atomic.Pointer[plan.Plan]
+	plan   atomic.Pointer[planned]
 	state  atomic.Pointer[State]
 
 	lost   func(model string)   // told of every queue that was made anew
 	queues map[string]time.Time // by model: when its queue was made; of the goroutine that polls
+}
+
+// planned is the plan and what it carries of each model, in samples/s.
+type planned struct {
+	plan.Plan
+	carries map[string]float64
 }
 
 // catalog is the registered models, sorted and by name.
@@ -66,7 +73,7 @@ type State struct {
 func New(b Bus, interval time.Duration, log *slog.Logger) *Fleet {
 	f := &Fleet{bus: b, interval: interval, log: log, lost: func(string) {}, queues: map[string]time.Time{}}
 	f.models.Store(&catalog{})
-	f.plan.Store(&plan.Plan{})
+	f.setPlan(plan.Plan{})
 	f.state.Store(&State{})
 	return f
 }
@@ -122,7 +129,7 @@ func (f *Fleet) setModels(list []model.Model) {
 	f.models.Store(c)
 }
 
-func (f *Fleet) setPlan(p plan.Plan) { f.plan.Store(&p) }
+func (f *Fleet) setPlan(p plan.Plan) { f.plan.Store(&planned{p, p.Capacities()}) }
 
 func (f *Fleet) poll(ctx context.Context) error {
 	failing := false
@@ -185,7 +192,13 @@ func (f *Fleet) Model(name string) (*model.Model, bool) {
 }
 
 // Plan returns the current plan, with revision 0 before the first; read only.
-func (f *Fleet) Plan() *plan.Plan { return f.plan.Load() }
+func (f *Fleet) Plan() *plan.Plan { return &f.plan.Load().Plan }
+
+// Backlog is what waits for the model's gpu-lets, as last read.
+func (f *Fleet) Backlog(name string) admit.Backlog {
+	s := f.State()
+	return admit.Backlog{Waiting: s.Lag[name].Pending, Seen: s.Read, CarriesRPS: f.plan.Load().carries[name]}
+}
 
 // State returns what was read last; read only.
 func (f *Fleet) State() *State { return f.state.Load() }

@@ -142,6 +142,9 @@ func (s *Server) submit(w http.ResponseWriter, r *http.Request, m *model.Model, 
 	if left <= 0 {
 		return out, admit.Refusef(wire.Expired, "model %s: the deadline passed while the request was read", m.Name)
 	}
+	if err := admit.InTime(m, left, s.fleet.Backlog(m.Name), time.Now()); err != nil {
+		return out, err
+	}
 	queued.Model, queued.RequestID, queued.Timeout, queued.Header = m.Name, id, left, carried(r.Header, queued.ContentType)
 	queued.Body = out.message.keep()
 	if out.call, err = s.sender.Send(&queued); err != nil {

@@ -32,6 +32,8 @@ type Fleet interface {
 	Listed() bool
 	Ready() error
 	ModelReady(name string) error
+	// Backlog is what waits for the model's gpu-lets.
+	Backlog(name string) admit.Backlog
 }
 
 // Sender puts a request into its model's queue, and takes it out again. *inbox.Inbox is one.

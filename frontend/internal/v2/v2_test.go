@@ -26,6 +26,7 @@ import (
 	"github.com/gpulet/gpulet/frontend/internal/frontendtest"
 	"github.com/gpulet/gpulet/frontend/internal/v2"
 	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/embedded/embeddedtest"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/tensor"
 	"github.com/gpulet/gpulet/shared/wire"
@@ -623,6 +624,22 @@ func TestRefusalsOfTheQueue(t *testing.T) {
 	frontendtest.Eventually(t, "the queue is found to be gone", func() bool {
 		got = d.post(t, toyInfer, goodToy)
 		return got.code == 503 && got.header.Get("Retry-After") == "1"
+	})
+}
+
+// What waits takes longer than the request has: it is told at once, and not when its time is over.
+func TestRequestsThatCannotBeAnsweredInTimeAreRefusedAtOnce(t *testing.T) {
+	d := open(t, frontendtest.Start(t, frontendtest.Toy()))
+	d.PublishPlan(t, plan.Ready, "toy") // 800 samples/s
+	client := embeddedtest.Connect(t, d.NATS, bus.RoleClient)
+	for range 400 {
+		if err := client.Publish(t.Context(), &bus.Message{Model: "toy", Timeout: time.Minute, Body: []byte("x")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	frontendtest.Eventually(t, "a request with 100 ms is refused", func() bool {
+		got := d.post(t, toyInfer, goodToy, wire.HeaderTimeout, "100ms")
+		return got.code == 429 && got.header.Get("Retry-After") == "1" && strings.Contains(got.errorText(), "requests wait for at least")
 	})
 }
 
