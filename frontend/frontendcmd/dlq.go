@@ -2,7 +2,6 @@ package frontendcmd
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -14,26 +13,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gpulet/gpulet/shared/ask"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/cli"
-	"github.com/gpulet/gpulet/shared/telemetry"
 )
-
-// dlqConfig is what every command about dead letters needs.
-type dlqConfig struct {
-	Bus bus.Config
-	// Wait bounds the search for the system.
-	Wait time.Duration `env:"WAIT" envDefault:"5s" usage:"how long to wait for the system to answer"`
-	JSON bool          `env:"JSON" envDefault:"false" usage:"print JSON"`
-}
-
-// Validate names the first setting that is out of range.
-func (c *dlqConfig) Validate() error {
-	if c.Wait <= 0 {
-		return fmt.Errorf("wait %v: expected more than 0", c.Wait)
-	}
-	return c.Bus.Validate()
-}
 
 // filterConfig chooses letters where no numbers are given.
 type filterConfig struct {
@@ -53,26 +36,6 @@ ever acknowledged them. They are kept for 24 hours, with their headers, the reas
 of the process that died.`,
 	}
 	cmd.AddCommand(newDLQListCommand(), newDLQShowCommand(), newDLQReplayCommand(), newDLQPurgeCommand())
-	return cmd
-}
-
-// asking makes a command that connects, asks and prints.
-func asking(cmd *cobra.Command, cfg any, common *dlqConfig, ask func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error) *cobra.Command {
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := cli.Load(cmd, cfg); err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), common.Wait)
-		defer cancel()
-		log := telemetry.NewLogger(telemetry.Config{LogLevel: "warn", LogFormat: "text"}, cmd.ErrOrStderr(), "frontend")
-		b, err := bus.Connect(ctx, common.Bus, bus.RoleFrontend, "frontend-cli", log)
-		if err != nil {
-			return fmt.Errorf("no system to ask: %w (frontend serve starts one; GPULET_NATS_URL names another)", err)
-		}
-		defer b.Close()
-		return ask(cmd.Context(), b, args, cmd.OutOrStdout())
-	}
-	cli.Bind(cmd, cfg)
 	return cmd
 }
 
@@ -144,7 +107,7 @@ func numbered(ctx context.Context, b *bus.Bus, arg string) (bus.Letter, error) {
 }
 
 type dlqListConfig struct {
-	DLQ    dlqConfig
+	DLQ    ask.Config
 	Filter filterConfig
 }
 
@@ -153,13 +116,13 @@ func (c *dlqListConfig) Validate() error { return c.DLQ.Validate() }
 
 func newDLQListCommand() *cobra.Command {
 	cfg := &dlqListConfig{}
-	return asking(&cobra.Command{
+	return ask.Command(&cobra.Command{
 		Use:   "list",
 		Short: "List dead letters, oldest first",
 		Example: `  frontend dlq list
   frontend dlq list --model resnet50 --reason 'exit status'
   frontend dlq list --json | jq '.[] | {letter, model, reason}'`,
-	}, cfg, &cfg.DLQ, func(ctx context.Context, b *bus.Bus, _ []string, out io.Writer) error {
+	}, bus.RoleFrontend, cfg, &cfg.DLQ, func(ctx context.Context, b *bus.Bus, _ []string, out io.Writer) error {
 		list, err := matching(ctx, b, cfg.Filter)
 		if err != nil {
 			return err
@@ -174,7 +137,7 @@ func printLetters(out io.Writer, list []bus.Letter, asJSON bool) error {
 		printed = append(printed, printable(l))
 	}
 	if asJSON {
-		return printJSON(out, printed)
+		return cli.PrintJSON(out, printed)
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "LETTER\tMODEL\tREQUEST\tBURIED\tATTEMPT\tDELIVERED\tREASON")
@@ -186,7 +149,7 @@ func printLetters(out io.Writer, list []bus.Letter, asJSON bool) error {
 }
 
 type dlqShowConfig struct {
-	DLQ  dlqConfig
+	DLQ  ask.Config
 	Body string `env:"BODY" usage:"file to write the request's body into"`
 }
 
@@ -195,13 +158,13 @@ func (c *dlqShowConfig) Validate() error { return c.DLQ.Validate() }
 
 func newDLQShowCommand() *cobra.Command {
 	cfg := &dlqShowConfig{}
-	return asking(&cobra.Command{
+	return ask.Command(&cobra.Command{
 		Use:   "show LETTER",
 		Short: "Show one dead letter: headers, reason, last words of the process that died",
 		Args:  cobra.ExactArgs(1),
 		Example: `  frontend dlq show 17
   frontend dlq show 17 --body request.msgpack`,
-	}, cfg, &cfg.DLQ, func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error {
+	}, bus.RoleFrontend, cfg, &cfg.DLQ, func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error {
 		l, err := numbered(ctx, b, args[0])
 		if err != nil {
 			return err
@@ -214,7 +177,7 @@ func newDLQShowCommand() *cobra.Command {
 		p := printable(l)
 		p.Headers = l.Header()
 		if cfg.DLQ.JSON {
-			return printJSON(out, p)
+			return cli.PrintJSON(out, p)
 		}
 		return p.show(out)
 	})
@@ -249,7 +212,7 @@ func (l letter) show(out io.Writer) error {
 }
 
 type dlqPurgeConfig struct {
-	DLQ    dlqConfig
+	DLQ    ask.Config
 	Filter filterConfig
 	All    bool `env:"ALL" envDefault:"false" usage:"all letters"`
 }
@@ -259,14 +222,14 @@ func (c *dlqPurgeConfig) Validate() error { return c.DLQ.Validate() }
 
 func newDLQPurgeCommand() *cobra.Command {
 	cfg := &dlqPurgeConfig{}
-	return asking(&cobra.Command{
+	return ask.Command(&cobra.Command{
 		Use:   "purge [LETTER...]",
 		Short: "Take dead letters away",
 		Args:  cobra.ArbitraryArgs,
 		Example: `  frontend dlq purge 17 18
   frontend dlq purge --model resnet50
   frontend dlq purge --all`,
-	}, cfg, &cfg.DLQ, func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error {
+	}, bus.RoleFrontend, cfg, &cfg.DLQ, func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error {
 		list, err := chosen(ctx, b, args, cfg.Filter, cfg.All)
 		if err != nil {
 			return err
@@ -277,7 +240,7 @@ func newDLQPurgeCommand() *cobra.Command {
 			}
 		}
 		if cfg.DLQ.JSON {
-			return printJSON(out, map[string]int{"purged": len(list)})
+			return cli.PrintJSON(out, map[string]int{"purged": len(list)})
 		}
 		_, err = fmt.Fprintf(out, "%d purged\n", len(list))
 		return err
@@ -289,10 +252,4 @@ func orDash(s string) string {
 		return "-"
 	}
 	return s
-}
-
-func printJSON(out io.Writer, v any) error {
-	enc := json.NewEncoder(out)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
 }

@@ -10,13 +10,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gpulet/gpulet/shared/ask"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/wire"
 )
 
 type dlqReplayConfig struct {
-	DLQ    dlqConfig
+	DLQ    ask.Config
 	Filter filterConfig
 	All    bool `env:"ALL" envDefault:"false" usage:"all letters"`
 	// Answer is how long to wait for the answers of all that were replayed.
@@ -36,7 +37,7 @@ func (c *dlqReplayConfig) Validate() error {
 
 func newDLQReplayCommand() *cobra.Command {
 	cfg := &dlqReplayConfig{}
-	return asking(&cobra.Command{
+	return ask.Command(&cobra.Command{
 		Use:   "replay [LETTER...]",
 		Short: "Try dead letters again, once what killed is mended",
 		Long: `Publishes the requests again, each as its next attempt, which no de-duplication takes for an earlier one,
@@ -48,7 +49,7 @@ Exits 1 unless all were answered ok.`,
 		Example: `  frontend dlq replay 17
   frontend dlq replay --model resnet50
   frontend dlq replay --all --detach`,
-	}, cfg, &cfg.DLQ, func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error {
+	}, bus.RoleFrontend, cfg, &cfg.DLQ, func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error {
 		list, err := chosen(ctx, b, args, cfg.Filter, cfg.All)
 		if err != nil {
 			return err
@@ -159,7 +160,7 @@ func report(out io.Writer, replays []*replay, asJSON bool) error {
 	}
 	err := error(nil)
 	if asJSON {
-		err = printJSON(out, replays)
+		err = cli.PrintJSON(out, replays)
 	} else {
 		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "LETTER\tMODEL\tREQUEST\tATTEMPT\tSTATUS\tDETAIL")

@@ -12,6 +12,7 @@ import (
 	"github.com/gpulet/gpulet/planner/internal/check"
 	"github.com/gpulet/gpulet/planner/internal/epoch"
 	"github.com/gpulet/gpulet/planner/internal/problem"
+	"github.com/gpulet/gpulet/shared/ask"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/interference"
@@ -20,7 +21,7 @@ import (
 )
 
 type applyConfig struct {
-	Online       onlineConfig
+	Online       ask.Config
 	Way          wayConfig
 	Profiles     string  `env:"PROFILES" envDefault:"profiles" usage:"folder of shipped profiles, as planner run has it"`
 	Interference bool    `env:"INTERFERENCE" envDefault:"true" usage:"plan for the slowdown by neighbours on a GPU"`
@@ -38,7 +39,7 @@ func (c *applyConfig) Validate() error {
 
 func newApplyCommand() *cobra.Command {
 	cfg := &applyConfig{}
-	return asking(&cobra.Command{
+	return ask.Command(&cobra.Command{
 		Use:   "apply PLAN.json",
 		Short: "Publish a plan document and pin it",
 		Long: `Publishes a plan document, such as planner plan --json prints, as the next revision. It stays
@@ -57,13 +58,13 @@ unless --force is given; a document that is malformed is refused in any case.`,
 			}
 			return nil
 		},
-	}, cfg, &cfg.Online, func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error {
+	}, bus.RolePlanner, cfg, &cfg.Online, func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error {
 		a, err := apply(ctx, b, cfg, args[0])
 		if err != nil {
 			return err
 		}
 		if cfg.Online.JSON {
-			return printJSON(out, a)
+			return cli.PrintJSON(out, a)
 		}
 		_, err = io.WriteString(out, a.text())
 		return err

@@ -162,7 +162,7 @@ func compare(cmd *cobra.Command, cfg *compareConfig) error {
 	}
 	c := summarise(outcomes, algorithms, len(p.input.GPUs), cfg)
 	if cfg.JSON {
-		return printJSON(cmd.OutOrStdout(), c)
+		return cli.PrintJSON(cmd.OutOrStdout(), c)
 	}
 	return c.print(cmd.OutOrStdout(), algorithms)
 }

@@ -14,14 +14,16 @@ import (
 
 	"github.com/gpulet/gpulet/planner/internal/epoch"
 	"github.com/gpulet/gpulet/planner/internal/problem"
+	"github.com/gpulet/gpulet/shared/ask"
 	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/interference"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
 type explainConfig struct {
-	Online   onlineConfig
+	Online   ask.Config
 	Steer    steerConfig
 	Way      wayConfig
 	Profiles string `env:"PROFILES" envDefault:"profiles" usage:"folder of shipped profiles, as planner run has it"`
@@ -32,7 +34,7 @@ func (c *explainConfig) Validate() error { return errors.Join(c.Steer.Validate()
 
 func newExplainCommand() *cobra.Command {
 	cfg := &explainConfig{}
-	return asking(&cobra.Command{
+	return ask.Command(&cobra.Command{
 		Use:   "explain [MODEL...]",
 		Short: "Explain the plan that runs: what each model asked for, what it got, and why",
 		Long: `Shows for every model (or the named ones) its traffic, the need that was planned, and each of its
@@ -41,13 +43,13 @@ again. Give the flags that planner run was started with.`,
 		Example: `  planner explain
   planner explain resnet50`,
 		Args: cobra.ArbitraryArgs,
-	}, cfg, &cfg.Online, func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error {
+	}, bus.RolePlanner, cfg, &cfg.Online, func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error {
 		x, err := explain(ctx, b, cfg, args)
 		if err != nil {
 			return err
 		}
 		if cfg.Online.JSON {
-			return printJSON(out, x)
+			return cli.PrintJSON(out, x)
 		}
 		_, err = io.WriteString(out, x.text())
 		return err

@@ -101,7 +101,7 @@ func runFit(cmd *cobra.Command, cfg *fitConfig) error {
 		fmt.Fprintf(cmd.ErrOrStderr(), "wrote %s (%s)\n", path, best.Kind)
 	}
 	if cfg.JSON {
-		return printJSON(cmd.OutOrStdout(), fits)
+		return cli.PrintJSON(cmd.OutOrStdout(), fits)
 	}
 	return printFits(cmd.OutOrStdout(), fits)
 }
@@ -116,7 +116,7 @@ func runJudge(cmd *cobra.Command, cfg *fitConfig) error {
 		return err
 	}
 	if cfg.JSON {
-		return printJSON(cmd.OutOrStdout(), j)
+		return cli.PrintJSON(cmd.OutOrStdout(), j)
 	}
 	return j.print(cmd.OutOrStdout())
 }

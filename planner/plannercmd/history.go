@@ -12,31 +12,32 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gpulet/gpulet/shared/ask"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/plan"
 )
 
 type historyConfig struct {
-	Online onlineConfig
+	Online ask.Config
 	Diff   bool `env:"DIFF" envDefault:"false" usage:"show what each plan changed"`
 }
 
 func newHistoryCommand() *cobra.Command {
 	cfg := &historyConfig{}
-	return asking(&cobra.Command{
+	return ask.Command(&cobra.Command{
 		Use:   "history",
 		Short: "Show the last plans, at most 16, and why each was made",
 		Example: `  planner history
   planner history --diff
   planner history --json | jq '.[-1]'`,
-	}, cfg, &cfg.Online, func(ctx context.Context, b *bus.Bus, _ []string, out io.Writer) error {
+	}, bus.RolePlanner, cfg, &cfg.Online, func(ctx context.Context, b *bus.Bus, _ []string, out io.Writer) error {
 		plans, err := b.PlanHistory(ctx)
 		if err != nil {
 			return fmt.Errorf("read the plans: %w", err)
 		}
 		if cfg.Online.JSON {
-			return printJSON(out, plans)
+			return cli.PrintJSON(out, plans)
 		}
 		return printHistory(out, plans, cfg.Diff, time.Now())
 	})
@@ -70,13 +71,13 @@ func printHistory(out io.Writer, plans []plan.Plan, diff bool, now time.Time) er
 }
 
 type rollbackConfig struct {
-	Online onlineConfig
+	Online ask.Config
 	Resume bool `env:"RESUME" envDefault:"false" usage:"take the pin away: planning goes on"`
 }
 
 func newRollbackCommand() *cobra.Command {
 	cfg := &rollbackConfig{}
-	return asking(&cobra.Command{
+	return ask.Command(&cobra.Command{
 		Use:   "rollback REV",
 		Short: "Publish an old plan as a new revision and pin it",
 		Long: `Publishes the plan of revision REV again, as a new revision. It stays pinned: planner run keeps
@@ -90,13 +91,13 @@ watching and reporting, but replaces it only after planner rollback --resume.`,
 			}
 			return nil
 		},
-	}, cfg, &cfg.Online, func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error {
+	}, bus.RolePlanner, cfg, &cfg.Online, func(ctx context.Context, b *bus.Bus, args []string, out io.Writer) error {
 		next, err := publishAgain(ctx, b, args)
 		if err != nil {
 			return err
 		}
 		if cfg.Online.JSON {
-			return printJSON(out, next)
+			return cli.PrintJSON(out, next)
 		}
 		_, err = fmt.Fprintf(out, "revision %d published: %s\n", next.Revision, next.Reason)
 		return err

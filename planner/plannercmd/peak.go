@@ -131,9 +131,9 @@ func peak(cmd *cobra.Command, cfg *peakConfig) error {
 	}
 	switch {
 	case cfg.JSON && len(results) == 1:
-		return printJSON(cmd.OutOrStdout(), results[0])
+		return cli.PrintJSON(cmd.OutOrStdout(), results[0])
 	case cfg.JSON:
-		return printJSON(cmd.OutOrStdout(), results)
+		return cli.PrintJSON(cmd.OutOrStdout(), results)
 	}
 	return printPeaks(cmd.OutOrStdout(), results, algorithms)
 }

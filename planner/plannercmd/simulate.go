@@ -124,7 +124,7 @@ func simulate(cmd *cobra.Command, cfg *simulateConfig) error {
 		return err
 	}
 	if cfg.JSON {
-		err = printJSON(cmd.OutOrStdout(), simulated(c, r, time.Since(begin)))
+		err = cli.PrintJSON(cmd.OutOrStdout(), simulated(c, r, time.Since(begin)))
 	} else {
 		_, err = fmt.Fprint(cmd.OutOrStdout(), r)
 	}

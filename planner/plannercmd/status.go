@@ -13,13 +13,15 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gpulet/gpulet/planner/internal/problem"
+	"github.com/gpulet/gpulet/shared/ask"
 	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/lifecycle"
 	"github.com/gpulet/gpulet/shared/plan"
 )
 
 type statusConfig struct {
-	Online onlineConfig
+	Online ask.Config
 	Watch  bool          `env:"WATCH" envDefault:"false" usage:"print again and again until interrupted"`
 	Every  time.Duration `env:"EVERY" envDefault:"2s" usage:"time between prints with --watch"`
 }
@@ -96,13 +98,13 @@ const missing plan.GpuletState = "missing"
 
 func newStatusCommand() *cobra.Command {
 	cfg := &statusConfig{}
-	return asking(&cobra.Command{
+	return ask.Command(&cobra.Command{
 		Use:   "status",
 		Short: "Show hosts, gpu-lets, rates, queues and problems of a running system",
 		Example: `  planner status
   planner status --watch
   planner status --json | jq '.models[] | {model, rate_rps, pending}'`,
-	}, cfg, &cfg.Online, func(ctx context.Context, b *bus.Bus, _ []string, out io.Writer) error {
+	}, bus.RolePlanner, cfg, &cfg.Online, func(ctx context.Context, b *bus.Bus, _ []string, out io.Writer) error {
 		for {
 			s, err := readStatus(ctx, b)
 			if err != nil {
@@ -284,7 +286,7 @@ func (s *status) collectProblems(reports []plan.GpuletReport) {
 
 func (s status) print(out io.Writer, asJSON, again bool) error {
 	if asJSON {
-		return printJSON(out, s)
+		return cli.PrintJSON(out, s)
 	}
 	if again {
 		fmt.Fprint(out, "\x1b[H\x1b[2J")

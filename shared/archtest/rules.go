@@ -62,6 +62,7 @@ var shared = map[string][]string{
 	"shared/telemetry":             {},
 	"shared/cli":                   {"shared/lifecycle"},
 	"shared/bus":                   {"shared/life", "shared/lifecycle", "shared/model", "shared/plan", "shared/profile", "shared/tensor", "shared/wire"},
+	"shared/ask":                   {"shared/bus", "shared/cli", "shared/telemetry"},
 	"shared/embedded":              {"shared/bus"},
 	"shared/embedded/embeddedtest": {"shared/bus", "shared/embedded"},
 	"shared/archtest":              {},
