@@ -305,7 +305,7 @@ func (a *Agent) do(act reconcile.Action, now time.Time) {
 	case reconcile.Start:
 		a.start(act.Gpulet, now)
 	case reconcile.Assign:
-		c.gpulet = act.Gpulet
+		c.gpulet, c.MemBytes = act.Gpulet, act.Gpulet.MemBytes
 		a.assign(c)
 	case reconcile.Drain:
 		c.DrainedAt = now
@@ -330,7 +330,7 @@ func (a *Agent) start(g plan.Gpulet, now time.Time) {
 	if old := a.children[g.ID]; old != nil {
 		c.Crashes, c.restarts, c.detail = old.Crashes, old.restarts+1, old.detail
 	}
-	c.Child.ID, c.GPU, c.Share = g.ID, g.GPU, g.Share
+	c.Child.ID, c.GPU, c.Share, c.MemBytes = g.ID, g.GPU, g.Share, g.MemBytes
 	c.State, c.StartedAt, c.Heard = plan.Starting, now, now
 	a.children[g.ID] = c
 	c.cores = a.allot(g)

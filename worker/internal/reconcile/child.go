@@ -14,6 +14,7 @@ type Child struct {
 	Revision   uint64            // as it last reported: what it serves
 	Assigned   uint64            // the revision it was last told to serve; 0: none yet
 	Models     []plan.Assignment // what it was last told to serve
+	MemBytes   int64             // of its device, by the plan; 0: not known
 	Loaded     []string          // as it last reported: the models that it does serve
 	Short      bool              // as it last reported: memory is why it does not serve all
 	Hung       string            // as it last reported: what does not return from its engine

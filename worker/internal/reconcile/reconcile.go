@@ -30,6 +30,7 @@ type Desired struct {
 	Revision  uint64
 	Since     time.Time // when the plan came
 	Gpulets   []plan.Gpulet
+	Memory    map[int]int64 // of each GPU, in bytes; none: not known
 	Elsewhere []plan.Gpulet // of the plan, on other hosts
 	// Reports are what those have said since the plan came, by id, as far as it was read: see Unseen.
 	Reports map[string]plan.GpuletReport
@@ -97,11 +98,14 @@ func Next(now time.Time, want Desired, children []Child, lim Limits) []Action {
 		d.byID[c.ID] = c
 	}
 	d.findFaults(children)
+	d.findRoom(children)
 	for _, g := range want.Gpulets {
 		switch _, known := d.byID[g.ID]; {
 		case known:
 		case d.unusable[g.GPU]:
 			d.do(Action{Verb: Wait, ID: g.ID, Until: now.Add(lim.Silence), Reason: waitsForGPU})
+		case d.room.waits[g.ID]:
+			d.do(Action{Verb: Wait, ID: g.ID, Until: now.Add(lim.Silence), Reason: waitsForMemory})
 		default:
 			d.do(Action{Verb: Start, ID: g.ID, Gpulet: g, Reason: "new in the plan"})
 		}
@@ -124,7 +128,10 @@ type decision struct {
 
 	faults   map[int]time.Time // by GPU: the last one known
 	unusable map[int]bool      // by GPU: processes from before the fault have yet to end
+	room     room
 }
+
+const waitsForMemory = "its GPU has memory for it only when an old gpu-let has gone"
 
 const waitsForGPU = "its GPU failed, and other gpu-lets on it have yet to end"
 
@@ -191,6 +198,8 @@ func (d *decision) child(c Child, settled bool) {
 		d.draining(c)
 	case d.now.Sub(c.Heard) >= d.lim.Silence:
 		d.do(Action{Verb: Kill, ID: c.ID, Reason: "says nothing"})
+	case !wanted && d.room.yields[c.ID]:
+		d.do(Action{Verb: Drain, ID: c.ID, Reason: "makes room: its GPU has no memory for old and new"})
 	case !wanted && !settled:
 		d.wait(c, c.Heard.Add(d.lim.Silence), "not in the plan, but the new gpu-lets are not ready")
 	case !wanted:
@@ -329,6 +338,10 @@ func (d *decision) exited(c Child) {
 	}
 	if d.unusable[g.GPU] {
 		d.wait(c, d.now.Add(d.lim.Silence), waitsForGPU)
+		return
+	}
+	if d.room.waits[c.ID] {
+		d.wait(c, d.now.Add(d.lim.Silence), waitsForMemory)
 		return
 	}
 	d.do(Action{Verb: Start, ID: c.ID, Gpulet: g, Reason: "exited"})

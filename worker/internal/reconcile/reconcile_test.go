@@ -87,6 +87,7 @@ type host struct {
 	now      time.Time
 	lim      reconcile.Limits
 	want     reconcile.Desired
+	memory   map[int]int64
 	children []reconcile.Child
 }
 
@@ -100,6 +101,8 @@ func (h *host) run(t *testing.T, out *strings.Builder, cmd string, args []string
 		h.now = epoch.Add(d)
 	case "plan":
 		h.plan(t, args)
+	case "memory": // of GPU 0
+		h.memory = map[int]int64{0: number(t, args[0])}
 	case "ready", "failed", "short", "hung", "alive", "exit", "fault":
 		for _, id := range args {
 			i := h.index(id)
@@ -130,13 +133,17 @@ func (h *host) plan(t *testing.T, args []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.want = reconcile.Desired{Revision: rev, Since: h.now, Reports: map[string]plan.GpuletReport{}}
+	h.want = reconcile.Desired{Revision: rev, Since: h.now, Memory: h.memory, Reports: map[string]plan.GpuletReport{}}
 	for _, arg := range args[1:] {
 		other, arg, elsewhere := cutHost(arg)
 		place, models, _ := strings.Cut(arg, "=")
+		place, memory, heavy := strings.Cut(place, "+")
 		id, share, ok := strings.Cut(place, "@")
 		share, gpu, second := strings.Cut(share, "/")
 		g := plan.Gpulet{ID: id, Host: other, Share: 50}
+		if heavy {
+			g.MemBytes = number(t, memory)
+		}
 		if second {
 			if g.GPU, err = strconv.Atoi(gpu); err != nil {
 				t.Fatal(err)
@@ -156,6 +163,14 @@ func (h *host) plan(t *testing.T, args []string) {
 			h.want.Gpulets = append(h.want.Gpulets, g)
 		}
 	}
+}
+
+func number(t *testing.T, text string) int64 {
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // cutHost takes the host off a gpu-let that is on another one.
@@ -239,10 +254,11 @@ func (h *host) do(a reconcile.Action) {
 		}
 		h.children = append(h.children, reconcile.Child{
 			ID: a.ID, GPU: a.Gpulet.GPU, Share: a.Gpulet.Share, State: plan.Starting, StartedAt: h.now, Heard: h.now,
-			Assigned: h.want.Revision, Models: a.Gpulet.Models, Crashes: crashes,
+			Assigned: h.want.Revision, Models: a.Gpulet.Models, MemBytes: a.Gpulet.MemBytes, Crashes: crashes,
 		})
 	case reconcile.Assign:
-		h.children[i].Assigned, h.children[i].Models = h.want.Revision, a.Gpulet.Models
+		c := &h.children[i]
+		c.Assigned, c.Models, c.MemBytes = h.want.Revision, a.Gpulet.Models, a.Gpulet.MemBytes
 	case reconcile.Drain:
 		h.children[i].DrainedAt = h.now
 	case reconcile.Kill:
@@ -276,6 +292,10 @@ func TestReachesThePlan(t *testing.T) {
 			"plan": func(t *rapid.T) {
 				rev++
 				h.want = drawPlan(t, rev)
+				h.want.Memory = map[int]int64{0: 100}
+				for i := range h.want.Gpulets {
+					h.want.Gpulets[i].MemBytes = rapid.SampledFrom([]int64{0, 20, 60, 120}).Draw(t, "memory")
+				}
 			},
 			"time": func(t *rapid.T) {
 				h.now = h.now.Add(time.Duration(rapid.IntRange(0, 30_000).Draw(t, "ms")) * time.Millisecond)
