@@ -10,18 +10,18 @@ import (
 
 // Backlog is what waited for a model's gpu-lets when that was last looked at, and how fast they work.
 type Backlog struct {
-	Waiting    uint64    // requests that nobody had fetched
-	Seen       time.Time // when
-	CarriesRPS float64   // samples/s that the plan carries; 0: nothing, or not known
+	Waiting uint64    // requests that nobody had fetched
+	Seen    time.Time // when, or a little before
+	PeakRPS float64   // samples/s that the plan's gpu-lets can answer at most; 0: none, or not known
 }
 
 // Wait is how long a request that comes now waits at least: nobody may have come since the backlog was
 // seen, every request may have one sample, and the gpu-lets may have been busy with nothing else.
 func (b Backlog) Wait(now time.Time) time.Duration {
-	if b.CarriesRPS <= 0 {
+	if b.PeakRPS <= 0 {
 		return 0
 	}
-	wait := time.Duration(float64(b.Waiting) / b.CarriesRPS * float64(time.Second))
+	wait := time.Duration(float64(b.Waiting) / b.PeakRPS * float64(time.Second))
 	return max(0, wait-max(0, now.Sub(b.Seen)))
 }
 

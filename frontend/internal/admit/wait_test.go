@@ -14,13 +14,13 @@ func TestRequestsThatCannotBeAnsweredInTimeAreRefused(t *testing.T) {
 		left time.Duration
 		want string // empty: taken
 	}{
-		"nothing waits":             {Backlog{Seen: now, CarriesRPS: 100}, time.Millisecond, ""},
-		"as much as can be":         {Backlog{Waiting: 50, Seen: now, CarriesRPS: 100}, 500 * time.Millisecond, ""},
-		"more than that":            {Backlog{Waiting: 60, Seen: now, CarriesRPS: 100}, 500 * time.Millisecond, "model toy: overloaded: requests wait for at least 600ms: expected at most 500ms, the time that is left"},
-		"it may have gone since":    {Backlog{Waiting: 60, Seen: now.Add(-100 * time.Millisecond), CarriesRPS: 100}, 500 * time.Millisecond, ""},
-		"not all of it":             {Backlog{Waiting: 60, Seen: now.Add(-100 * time.Millisecond), CarriesRPS: 100}, 499 * time.Millisecond, "model toy: overloaded: requests wait for at least 500ms: expected at most 499ms, the time that is left"},
-		"a look that is long ago":   {Backlog{Waiting: 60, Seen: now.Add(-time.Hour), CarriesRPS: 100}, time.Microsecond, ""},
-		"a look ahead of the clock": {Backlog{Waiting: 60, Seen: now.Add(time.Hour), CarriesRPS: 100}, 600 * time.Millisecond, ""},
+		"nothing waits":             {Backlog{Seen: now, PeakRPS: 100}, time.Millisecond, ""},
+		"as much as can be":         {Backlog{Waiting: 50, Seen: now, PeakRPS: 100}, 500 * time.Millisecond, ""},
+		"more than that":            {Backlog{Waiting: 60, Seen: now, PeakRPS: 100}, 500 * time.Millisecond, "model toy: overloaded: requests wait for at least 600ms: expected at most 500ms, the time that is left"},
+		"it may have gone since":    {Backlog{Waiting: 60, Seen: now.Add(-100 * time.Millisecond), PeakRPS: 100}, 500 * time.Millisecond, ""},
+		"not all of it":             {Backlog{Waiting: 60, Seen: now.Add(-100 * time.Millisecond), PeakRPS: 100}, 499 * time.Millisecond, "model toy: overloaded: requests wait for at least 500ms: expected at most 499ms, the time that is left"},
+		"a look that is long ago":   {Backlog{Waiting: 60, Seen: now.Add(-time.Hour), PeakRPS: 100}, time.Microsecond, ""},
+		"a look ahead of the clock": {Backlog{Waiting: 60, Seen: now.Add(time.Hour), PeakRPS: 100}, 600 * time.Millisecond, ""},
 		"nobody serves it yet":      {Backlog{Waiting: 60, Seen: now}, time.Millisecond, ""},
 		"nothing was ever seen":     {Backlog{}, time.Millisecond, ""},
 	} {

@@ -48,10 +48,10 @@ type Fleet struct {
 	queues map[string]time.Time // by model: when its queue was made; of the goroutine that polls
 }
 
-// planned is the plan and what it carries of each model, in samples/s.
+// planned is the plan and what its gpu-lets can answer of each model at most, in samples/s.
 type planned struct {
 	plan.Plan
-	carries map[string]float64
+	peaks map[string]float64
 }
 
 // catalog is the registered models, sorted and by name.
@@ -62,7 +62,7 @@ type catalog struct {
 
 // State is what was read in one round.
 type State struct {
-	Read    time.Time // zero: never
+	Read    time.Time // when the round began; zero: never
 	Hosts   []plan.HostReport
 	Gpulets []plan.GpuletReport
 	Lag     map[string]bus.Lag // by model; models without a queue are left out
@@ -129,7 +129,7 @@ func (f *Fleet) setModels(list []model.Model) {
 	f.models.Store(c)
 }
 
-func (f *Fleet) setPlan(p plan.Plan) { f.plan.Store(&planned{p, p.Capacities()}) }
+func (f *Fleet) setPlan(p plan.Plan) { f.plan.Store(&planned{p, p.Peaks()}) }
 
 func (f *Fleet) poll(ctx context.Context) error {
 	failing := false
@@ -149,7 +149,7 @@ func (f *Fleet) poll(ctx context.Context) error {
 }
 
 func (f *Fleet) read(ctx context.Context) (*State, error) {
-	s := &State{Lag: map[string]bus.Lag{}}
+	s := &State{Read: time.Now(), Lag: map[string]bus.Lag{}}
 	var err error
 	if s.Hosts, err = f.bus.Hosts(ctx); err != nil {
 		return nil, err
@@ -174,7 +174,6 @@ func (f *Fleet) read(ctx context.Context) (*State, error) {
 	if s.Dead, err = f.bus.CountDeadLetters(ctx); err != nil && !errors.Is(err, bus.ErrNotFound) {
 		return nil, err
 	}
-	s.Read = time.Now()
 	return s, nil
 }
 
@@ -197,7 +196,7 @@ func (f *Fleet) Plan() *plan.Plan { return &f.plan.Load().Plan }
 // Backlog is what waits for the model's gpu-lets, as last read.
 func (f *Fleet) Backlog(name string) admit.Backlog {
 	s := f.State()
-	return admit.Backlog{Waiting: s.Lag[name].Pending, Seen: s.Read, CarriesRPS: f.plan.Load().carries[name]}
+	return admit.Backlog{Waiting: s.Lag[name].Pending, Seen: s.Read, PeakRPS: f.plan.Load().peaks[name]}
 }
 
 // State returns what was read last; read only.

@@ -14,9 +14,9 @@ import (
 
 // A connection that breaks takes acknowledgements and replies with it, and the server that comes back may
 // have lost its queues. So after a reconnect whatever waits is published again, under the same message id,
-// and so is what waits for a model whose queue was made anew: a queue that has lost the request takes it, and one that has it says so. Where it had it and has it no more
-// it was answered, and the answer is lost: then the request is published as another attempt, unless its
-// answer is kept as a result.
+// and so is what waits for a model whose queue was made anew: a queue that has lost the request takes it,
+// and one that has it says so. Where it had it and has it no more it was answered, and the answer is lost:
+// then the request is published as another attempt, unless its answer is kept as a result.
 
 // atOnce is how many publishes of one model that were made again may be unacknowledged: the queue says how
 // fast they go, so that a reconnect is no stampede.

@@ -3,6 +3,7 @@ package inbox_test
 import (
 	"errors"
 	"net/url"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -111,12 +112,17 @@ func TestAQueueThatKeptARequestTakesItOnce(t *testing.T) {
 	answered(t, done, "early")
 	f.reconnect()
 	frontendtest.Eventually(t, "it is sent again", func() bool { return i.Stats().Again == 1 })
-	f.reconnect()
-	frontendtest.Eventually(t, "and again", func() bool { return i.Stats().Again == 2 })
+	frontendtest.Eventually(t, "and again", func() bool {
+		f.reconnect() // of no effect while the last publish is not acknowledged
+		return i.Stats().Again >= 2
+	})
 	s.reply(t, m, "answer", 1)
 	answered(t, c, "answer")
-	if n := s.stored(t); n != 2 || len(f.messages()) != 4 {
-		t.Errorf("%d requests were stored, after %d publishes: expected 2 after 4", n, len(f.messages()))
+	if n := s.stored(t); n != 2 {
+		t.Errorf("%d requests were stored: expected 2", n)
+	}
+	if n := len(slices.DeleteFunc(f.messages(), func(m bus.Message) bool { return string(m.Body) != "done" })); n != 1 {
+		t.Errorf("what was answered was published %d times: expected once", n)
 	}
 }
 
@@ -177,24 +183,22 @@ func TestWhatIsSentAgainTriesUntilItsDeadline(t *testing.T) {
 	})
 	t.Run("with the time that is left", func(t *testing.T) {
 		_, f, i := unreliable(t)
-		const timeout = 300 * time.Millisecond
-		c, err := i.Send(&bus.Message{Model: "toy", Timeout: timeout})
+		c, err := i.Send(&bus.Message{Model: "toy", Timeout: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.reconnect()
-		if _, err := c.Wait(t.Context(), time.Now().Add(timeout)); !errors.Is(err, inbox.ErrExpired) {
+		frontendtest.Eventually(t, "it is sent again, twice", func() bool {
+			f.reconnect() // of no effect while the last publish is not acknowledged
+			return i.Stats().Again >= 2
+		})
+		if _, err := c.Wait(t.Context(), time.Now()); !errors.Is(err, inbox.ErrExpired) {
 			t.Errorf("%v: expected %v", err, inbox.ErrExpired)
 		}
-		f.reconnect()
 		sent := f.messages()
 		for n := 1; n < len(sent); n++ {
 			if sent[n].Timeout >= sent[n-1].Timeout || sent[n].Timeout <= 0 {
 				t.Errorf("publish %d has %v left, after %v", n, sent[n].Timeout, sent[n-1].Timeout)
 			}
-		}
-		if i.Stats().Again == 0 {
-			t.Error("it was not sent again")
 		}
 	})
 }

@@ -630,9 +630,9 @@ func TestRefusalsOfTheQueue(t *testing.T) {
 // What waits takes longer than the request has: it is told at once, and not when its time is over.
 func TestRequestsThatCannotBeAnsweredInTimeAreRefusedAtOnce(t *testing.T) {
 	d := open(t, frontendtest.Start(t, frontendtest.Toy()))
-	d.PublishPlan(t, plan.Ready, "toy") // 800 samples/s
+	d.PublishPlan(t, plan.Ready, "toy") // 1600 samples/s at most
 	client := embeddedtest.Connect(t, d.NATS, bus.RoleClient)
-	for range 400 {
+	for range 1600 {
 		if err := client.Publish(t.Context(), &bus.Message{Model: "toy", Timeout: time.Minute, Body: []byte("x")}); err != nil {
 			t.Fatal(err)
 		}

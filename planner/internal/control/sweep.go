@@ -70,7 +70,7 @@ func (s *sweeper) look(ctx context.Context, look map[string]bus.Lag) {
 			continue
 		}
 		st := s.stalls[model]
-		if st == nil || lag.LastSeq < st.read { // the latter: the queue was made anew
+		if st == nil || !lag.Created.Equal(st.lag.Created) { // the latter: the queue was made anew
 			s.stalls[model] = &stall{lag: lag}
 			continue
 		}
@@ -113,6 +113,10 @@ func (s *sweeper) failed(ctx context.Context, model string, err error) {
 	}
 }
 
+// endAtOnce is how many requests of a queue are ended before the others have their turn, and before it is
+// looked at whether anybody fetches again: of a queue that was left full, all may be due at once.
+const endAtOnce = 256
+
 // stall is what is known of one queue.
 type stall struct {
 	lag   bus.Lag // as last seen
@@ -144,13 +148,14 @@ func (st *stall) add(now time.Time, list []bus.Waiting) {
 	slices.SortFunc(st.due, func(a, b due) int { return a.at.Compare(b.at) })
 }
 
-// take returns the requests that are due, lowest sequence first, and forgets them. While anybody fetches
-// there are none.
+// take returns the requests that are due, endAtOnce of them at most, lowest sequence first, and forgets
+// them. While anybody fetches there are none.
 func (st *stall) take(now time.Time) []uint64 {
 	if !st.still {
 		return nil
 	}
 	n, _ := slices.BinarySearchFunc(st.due, now, func(d due, now time.Time) int { return cmp.Or(d.at.Compare(now), -1) })
+	n = min(n, endAtOnce)
 	var seqs []uint64
 	for _, d := range st.due[:n] {
 		seqs = append(seqs, d.seq)

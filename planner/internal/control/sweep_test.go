@@ -41,7 +41,7 @@ func (s *shelf) Backlog(_ context.Context, model string, from uint64, n int) ([]
 		return nil, errors.New("the bus is away")
 	}
 	var list []bus.Waiting
-	for seq := from; seq < from+100 && len(list) < n; seq++ {
+	for seq := from; seq < from+uint64(n); seq++ {
 		if at, ok := s.due[model][seq]; ok {
 			list = append(list, bus.Waiting{Seq: seq, Left: time.Until(at)})
 		}
@@ -175,7 +175,7 @@ func TestTheSweeperBeginsAnew(t *testing.T) {
 		tell(still)
 		s.set(func() { s.due["m"][7] = s.due["m"][7].Add(time.Second) })
 		pass(3 * time.Second)
-		anew := bus.Lag{Pending: 1, FirstSeq: 1, LastSeq: 1}
+		anew := bus.Lag{Pending: 8, FirstSeq: 1, LastSeq: 8, Created: time.Now()} // longer than the old one already
 		s.set(func() { s.due["m"][1] = time.Now() })
 		tell(anew)
 		tell(anew)
@@ -184,6 +184,26 @@ func TestTheSweeperBeginsAnew(t *testing.T) {
 	want := []string{"read m from 7", "read m from 7", "expire m [7]", "expire m [7]", "read m from 1", "expire m [1]"}
 	if d := cmp.Diff(want, did); d != "" || expired != 2 {
 		t.Errorf("%v requests expired (-want +got):\n%s", expired, d)
+	}
+}
+
+// Of a queue in which all is due at once a part ends at a time: the others have their turn, and where somebody
+// fetches at last the rest is left to that one.
+func TestAFloodExpiresInParts(t *testing.T) {
+	due := map[uint64]time.Duration{}
+	for seq := range uint64(2*endAtOnce + 1) {
+		due[seq+1] = time.Second
+	}
+	var left int
+	did, expired := sweeping(t, due, func(s *shelf, tell func(bus.Lag), pass func(time.Duration)) {
+		still := bus.Lag{Pending: uint64(len(due)), FirstSeq: 1, LastSeq: uint64(len(due))}
+		tell(still)
+		tell(still)
+		pass(2 * time.Second)
+		s.set(func() { left = len(s.due["m"]) })
+	})
+	if len(did) != 1+3 || left != 0 || expired != float64(len(due)) {
+		t.Errorf("%v expired in %d steps, %d are left: expected all in 3", expired, len(did)-1, left)
 	}
 }
 
