@@ -99,7 +99,8 @@ func (t table) add(what string, s Service) {
 }
 
 // TestRepartitions changes the plan again and again at 70 % of what the smaller plan carries: first every
-// host serves both models, always on other gpu-lets, then each serves one, which it hands to the other.
+// host serves both models, always on other gpu-lets, then each serves one, which it hands to the other,
+// and at last both again, where no GPU has memory for an old gpu-let and a new one.
 func TestRepartitions(t *testing.T) {
 	if *changes == 0 {
 		t.Skip("a measurement: -repartitions N")
@@ -134,6 +135,13 @@ func TestRepartitions(t *testing.T) {
 	measure(fmt.Sprintf("%d moves", *changes), func() {
 		for range *changes {
 			s.move(40)
+			s.serving()
+		}
+	})
+	s.memBytes = 60 << 30 // of 80
+	measure(fmt.Sprintf("%d, no room for both", *changes), func() {
+		for range *changes {
+			s.apply(s.shares()[(s.made+1)%2])
 			s.serving()
 		}
 	})

@@ -47,22 +47,23 @@ type host struct {
 // site is a running system, its NATS and its clients.
 type site struct {
 	*harness.System
-	t       testing.TB
-	models  []Model
-	hosts   []*host
-	nats    []*natsServer // none: NATS is in the frontend
-	ledger  *Ledger
-	rng     *rand.Rand
-	seed    uint64
-	engine  string
-	device  string
-	watch   *bus.Bus
-	slow    *harness.Proxy // between the third client and NATS
-	made    int            // plans
-	timeout time.Duration  // of every request
-	skews   int            // clocks set off
-	marks   []time.Duration
-	layout  layout
+	t        testing.TB
+	models   []Model
+	hosts    []*host
+	nats     []*natsServer // none: NATS is in the frontend
+	ledger   *Ledger
+	rng      *rand.Rand
+	seed     uint64
+	engine   string
+	device   string
+	watch    *bus.Bus
+	slow     *harness.Proxy // between the third client and NATS
+	made     int            // plans
+	memBytes int64          // what plans say that a gpu-let takes of its GPU
+	timeout  time.Duration  // of every request
+	skews    int            // clocks set off
+	marks    []time.Duration
+	layout   layout
 
 	doors  []door
 	ending chan struct{}
@@ -383,7 +384,7 @@ func (s *site) move(share int) {
 
 // gpulet is one of the plan that is being made.
 func (s *site) gpulet(h *host, share int, models ...Model) plan.Gpulet {
-	g := plan.Gpulet{ID: fmt.Sprintf("%s-0-%d-%d", h.id, share, s.made), Host: h.id, Share: share}
+	g := plan.Gpulet{ID: fmt.Sprintf("%s-0-%d-%d", h.id, share, s.made), Host: h.id, Share: share, MemBytes: s.memBytes}
 	for _, m := range models {
 		g.Models = append(g.Models, plan.Assignment{
 			Model: m.Name, Batch: planBatch, ExecMs: ms(s.batchTime(share)), DutyMs: ms(s.batchTime(share)) * float64(len(models)),

@@ -249,7 +249,10 @@ func (a *Agent) takePlan(p plan.Plan) {
 
 // desired is this host's part of the plan, and what is known of the others'.
 func (a *Agent) desired() reconcile.Desired {
-	want := reconcile.Desired{Revision: a.plan.Revision, Since: a.since, Reports: a.heard}
+	want := reconcile.Desired{Revision: a.plan.Revision, Since: a.since, Memory: map[int]int64{}, Reports: a.heard}
+	for _, dev := range a.cfg.Inventory.Devices {
+		want.Memory[dev.Index] = dev.MemBytes
+	}
 	if a.stopping {
 		return want
 	}
