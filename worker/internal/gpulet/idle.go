@@ -68,7 +68,7 @@ func (l *loop) idleAt(now time.Time) time.Time {
 	return at
 }
 
-// demanded notes that m has something to run, or had until now.
+// demanded notes that m has something to run, or had until now, as far as is known.
 func (l *loop) demanded(m *bound, now time.Time) {
 	if !m.yields {
 		l.asked = now

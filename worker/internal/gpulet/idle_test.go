@@ -57,7 +57,14 @@ func TestAnOfflineBatchLeavesOthersTheirSLO(t *testing.T) {
 	r.unstored.Wait()
 	waiting, open := r.engine.gate.shut()
 	defer open()
+	loading, load := r.engine.loading.shut()
+	defer load()
 	r.start("a", "bulk")
+	r.await(loading)
+	for range 2 { // a second at least, in which nobody can ask for the executor
+		r.report()
+	}
+	load()
 	r.await(waiting)
 	r.engine.mu.Lock()
 	if got := r.engine.worst; got != 4 {
