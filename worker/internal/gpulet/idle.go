@@ -29,6 +29,9 @@ func (l *loop) yield() {
 // have asked for more, and an answer would have come. Zero: not before something else happens.
 func (l *loop) quietAt() time.Time {
 	at := time.Unix(0, 0) // any time
+	if l.paused {
+		return at // nothing is fetched, and suspects count as requests that are judged
+	}
 	for _, m := range l.order {
 		switch {
 		case m.yields:
@@ -48,6 +51,10 @@ func (l *loop) quietAt() time.Time {
 // batch may take longer than the slack: at most one in so many requests comes in the middle of it.
 const quietFor = 100
 
+// emptying reports whether somebody waits for everything that is held to be gone: the end of the process, or a
+// suspect. Then what yields runs in any case, however long that takes.
+func (l *loop) emptying() bool { return l.draining || l.paused }
+
 // idleAt is when a batch of a yielding model may be launched; zero: not before something else happens.
 func (l *loop) idleAt(now time.Time) time.Time {
 	shortest, ok := l.batcher.Idle()
@@ -55,13 +62,13 @@ func (l *loop) idleAt(now time.Time) time.Time {
 		return time.Time{}
 	}
 	at := l.quietAt()
-	if !at.IsZero() && !l.draining && shortest > l.batcher.Slack() {
+	if !at.IsZero() && !l.emptying() && shortest > l.batcher.Slack() {
 		at = later(at, l.asked.Add(quietFor*shortest))
 	}
 	return at
 }
 
-// demanded notes that m has something to run, or had until now.
+// demanded notes that m has something to run, or had until now, as far as is known.
 func (l *loop) demanded(m *bound, now time.Time) {
 	if !m.yields {
 		l.asked = now
@@ -71,7 +78,7 @@ func (l *loop) demanded(m *bound, now time.Time) {
 // nextIdle decides what runs when nothing is left to do for the models that do not yield.
 func (l *loop) nextIdle(now time.Time) batch.Decision {
 	within := max(l.batcher.Slack(), now.Sub(l.asked)/quietFor)
-	if l.draining {
+	if l.emptying() {
 		within = time.Hour
 	}
 	return l.batcher.NextIdle(now, within)

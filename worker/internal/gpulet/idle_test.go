@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/plan"
 )
 
 // TestWhoYieldsRunsAfterWhoWaits has one request of each model wait for a busy executor, the one of the
@@ -56,7 +57,14 @@ func TestAnOfflineBatchLeavesOthersTheirSLO(t *testing.T) {
 	r.unstored.Wait()
 	waiting, open := r.engine.gate.shut()
 	defer open()
+	loading, load := r.engine.loading.shut()
+	defer load()
 	r.start("a", "bulk")
+	r.await(loading)
+	for range 2 { // a second at least, in which nobody can ask for the executor
+		r.report()
+	}
+	load()
 	r.await(waiting)
 	r.engine.mu.Lock()
 	if got := r.engine.worst; got != 4 {
@@ -84,4 +92,24 @@ func TestOfflineRequestsAloneAreServedAsAnyOther(t *testing.T) {
 			t.Errorf("%s ran in a batch of %d: expected 8", rep.RequestID, rep.Timing.Batch)
 		}
 	}
+}
+
+// TestASuspectDoesNotWaitForIdleTime: a suspect waits until nothing else is held, and nothing else is fetched
+// meanwhile, so what yields is not held back on its account.
+func TestASuspectDoesNotWaitForIdleTime(t *testing.T) {
+	r := newRig(t, rigOptions{models: []string{"a", "bulk"}, none: true, timeout: time.Minute, ackWait: time.Minute})
+	giveBack := r.fetchSuspects("a", 1, 0, plan.Suspect{Deaths: 1}, "suspect")
+	r.start("a", "bulk")
+	r.waitReady(1)
+	waiting, open := r.engine.gate.shut()
+	defer open()
+	r.send("a", "first", 1)
+	r.await(waiting)
+	r.send("bulk", "yields", 1)
+	r.unstored.Wait()
+	r.waitLag("bulk", func(l bus.Lag) bool { return l.AckPending == 1 })
+	giveBack()
+	r.waitLag("a", func(l bus.Lag) bool { return l.AckPending == 2 && l.Waiting == 0 }) // it is here: nothing is fetched
+	open()
+	r.ok("first", "yields", "suspect")
 }

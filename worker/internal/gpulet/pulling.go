@@ -178,6 +178,7 @@ func (l *loop) startPulling(m *bound) {
 		return
 	}
 	m.puller, m.rank, m.pulling, m.pullAt = p, m.Rank, false, time.Time{}
+	l.demanded(m, time.Now()) // that nobody asked before says nothing
 }
 
 // stopPulling ends the model's puller. What it has handed over is taken.

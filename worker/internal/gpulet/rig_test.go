@@ -374,6 +374,7 @@ type doubler struct {
 	// jpegs lets images through to being decoded.
 	jpegs gate
 
+	loading   gate // of Load
 	staging   gate // of Stage
 	preparing gate // of Prepare
 	stall     gate // of a run with the value stalls
@@ -467,6 +468,7 @@ func (d *doubler) DecodeJPEG(pixels, data []byte, _, _, _ int) error {
 }
 
 func (d *doubler) Load(_ context.Context, s engine.Spec) (engine.Model, error) {
+	d.loading.pass()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.loads[s.Model.Name]++

@@ -19,6 +19,12 @@ import (
 // against each.
 func (r *rig) suspects(mdl string, value float32, timeout time.Duration, s plan.Suspect, ids ...string) {
 	r.t.Helper()
+	r.fetchSuspects(mdl, value, timeout, s, ids...)()
+}
+
+// fetchSuspects is suspects, but that they are given back later: until then nobody else gets them.
+func (r *rig) fetchSuspects(mdl string, value float32, timeout time.Duration, s plan.Suspect, ids ...string) (giveBack func()) {
+	r.t.Helper()
 	for _, id := range ids {
 		r.publish(&bus.Message{Model: mdl, RequestID: id, ReplyTo: r.inbox.Address(id), Timeout: timeout, Body: body(r.t, 1, value)})
 	}
@@ -33,6 +39,7 @@ func (r *rig) suspects(mdl string, value float32, timeout time.Duration, s plan.
 	if err := p.Pull(len(ids), true, time.Minute); err != nil {
 		r.t.Fatal(err)
 	}
+	var fetched []*bus.Msg
 	for range ids {
 		msg := (<-events).Msg
 		s.Model, s.Seq, s.Stored = mdl, msg.Seq, msg.Stamped
@@ -41,10 +48,15 @@ func (r *rig) suspects(mdl string, value float32, timeout time.Duration, s plan.
 				r.t.Fatal(err)
 			}
 		}
-		defer msg.Nak(0) //nolint:errcheck // then it is not delivered again, and the test says so
+		fetched = append(fetched, msg)
 	}
 	if err := worker.Flush(); err != nil {
 		r.t.Fatal(err)
+	}
+	return func() {
+		for _, msg := range fetched {
+			_ = msg.Nak(0) // else it is not delivered again, and the test says so
+		}
 	}
 }
 

@@ -71,12 +71,12 @@ func (d *decision) neededElsewhere(c Child, model string) need {
 	return n
 }
 
-// succeeded reports whether a gpu-let of this host that came after c, and has to leave as c has, serves the
-// model. Then that one waits for other hosts: of plans that follow each other faster than hosts hear of each
-// other, only the last one's gpu-lets are kept.
+// succeeded reports whether a gpu-let of this host that a later plan wanted than the last one to want c, and
+// that has to leave as c has, serves the model. Then that one waits for other hosts: of plans that follow each
+// other faster than hosts hear of each other, only the last one's gpu-lets are kept, and of those every one.
 func (d *decision) succeeded(c Child, model string) bool {
 	for id, n := range d.byID {
-		if _, wanted := d.wanted[id]; wanted || !n.StartedAt.After(c.StartedAt) {
+		if _, wanted := d.wanted[id]; wanted || n.Assigned <= c.Assigned {
 			continue
 		}
 		if ok, _ := d.replaces(n, model); ok {
