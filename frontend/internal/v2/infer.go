@@ -222,12 +222,18 @@ func (s *Server) read(h http.Header, body []byte, m *model.Model, mem *held) (wi
 // carried are the client's headers that travel with the request: its trace (W3C trace context), and
 // with an image, which has no other place for it, the choice of outputs.
 func carried(h http.Header, contentType string) map[string]string {
-	headers := map[string]string{}
+	var headers map[string]string // none, nearly always
+	carry := func(name, value string) {
+		if headers == nil {
+			headers = map[string]string{}
+		}
+		headers[name] = value
+	}
 	if tp := h.Get(headerTrace); tp != "" && len(tp) <= maxTrace {
-		headers[headerTrace] = tp
+		carry(headerTrace, tp)
 	}
 	if outputs := h.Get(wire.HeaderOutputs); outputs != "" && contentType != "" {
-		headers[wire.HeaderOutputs] = outputs
+		carry(wire.HeaderOutputs, outputs)
 	}
 	return headers
 }

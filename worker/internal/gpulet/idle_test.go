@@ -43,18 +43,25 @@ func TestWhoYieldsRunsAfterWhoWaits(t *testing.T) {
 	}
 }
 
+// backlog has n patient requests of one sample wait for a model, and returns their ids.
+func (r *rig) backlog(mdl string, n int) []string {
+	r.t.Helper()
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = fmt.Sprint(i)
+		r.publish(&bus.Message{
+			Model: mdl, RequestID: ids[i], ReplyTo: r.inbox.Address(ids[i]), Timeout: 30 * time.Second, Body: r.body(1),
+		})
+	}
+	r.unstored.Wait()
+	return ids
+}
+
 // TestAnOfflineBatchLeavesOthersTheirSLO: by the plan eight samples take 10 ms and four 7.5 ms; beside an
 // SLO of 25 ms there is time for half of 25 - 10.
 func TestAnOfflineBatchLeavesOthersTheirSLO(t *testing.T) {
 	r := newRig(t, rigOptions{models: []string{"a", "bulk"}, none: true, batch: 8, execMs: 10, timeout: 50 * time.Millisecond})
-	ids := make([]string, 8)
-	for i := range ids {
-		ids[i] = fmt.Sprint(i)
-		r.publish(&bus.Message{
-			Model: "bulk", RequestID: ids[i], ReplyTo: r.inbox.Address(ids[i]), Timeout: 30 * time.Second, Body: r.body(1),
-		})
-	}
-	r.unstored.Wait()
+	ids := r.backlog("bulk", 8)
 	waiting, open := r.engine.gate.shut()
 	defer open()
 	loading, load := r.engine.loading.shut()
@@ -78,14 +85,7 @@ func TestAnOfflineBatchLeavesOthersTheirSLO(t *testing.T) {
 // TestOfflineRequestsAloneAreServedAsAnyOther: with nobody to yield to, batches are as planned.
 func TestOfflineRequestsAloneAreServedAsAnyOther(t *testing.T) {
 	r := newRig(t, rigOptions{models: []string{"bulk"}, none: true, batch: 8, execMs: 10, timeout: 25 * time.Millisecond})
-	ids := make([]string, 8)
-	for i := range ids {
-		ids[i] = fmt.Sprint(i)
-		r.publish(&bus.Message{
-			Model: "bulk", RequestID: ids[i], ReplyTo: r.inbox.Address(ids[i]), Timeout: 30 * time.Second, Body: r.body(1),
-		})
-	}
-	r.unstored.Wait()
+	ids := r.backlog("bulk", 8)
 	r.start("bulk")
 	for _, rep := range r.wait(ids...) {
 		if rep.Timing.Batch != 8 {

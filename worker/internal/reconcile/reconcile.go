@@ -8,8 +8,8 @@
 // everything it does want on this host is ready, or has failed. What has failed does not replace what
 // serves: an old gpu-let, or an old model on one, stays as long as a gpu-let that the plan wants to serve
 // the same model does not come up, here or, by what it reports, on another host. Only when that one lacks
-// memory does the old one on the same GPU make room: then there is a gap, since otherwise there would be
-// no new one at all.
+// memory, by the plan or by what it reports, does the old one on the same GPU make room: then there is a
+// gap, since otherwise there would be no new one at all.
 //
 // The GPU is the fault domain: under MPS, a fault in one process breaks the context of every other
 // on its GPU, and the GPU takes no new process until all of them have ended. So when a gpu-let ends
