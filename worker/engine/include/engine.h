@@ -16,7 +16,8 @@
  * call. Whatever an engine hands out belongs to the engine until the matching free function.
  *
  * Threads. Functions may be called from any thread. Per model, calls are serialised by the
- * engine, but for stage, which waits for nothing that runs; different models run at the same time.
+ * engine, but for stage, which waits for nothing that runs, and for as much of prepare as can be
+ * done beside a run; different models run at the same time.
  * LibTorch keeps one team of worker threads for every thread that runs models, so a model is best
  * run by one thread all its life.
  */

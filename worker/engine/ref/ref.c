@@ -19,6 +19,9 @@
  *   crash  IN VALUE                     a batch with an element above VALUE brings the process
  *                                       down, as a fault in native code does
  *   hang   IN VALUE                     a batch with an element above VALUE never returns
+ *   meet   N PATH                       preparing a batch of exactly N opens PATH, a FIFO, to write
+ *                                       and then to read, and so waits twice for somebody who opens
+ *                                       its other end
  *   brittle                             loading the model brings the process down
  *
  * Arithmetic is in double; FP16 and BF16 can be copied but not computed with.
@@ -26,6 +29,7 @@
 #include "engine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -79,6 +83,8 @@ struct gle_model {
   int64_t fixed_batch;            /* 0: any */
   int64_t most;                   /* samples that there is memory for; 0: any */
   int64_t uncapturable;           /* batch; 0: none */
+  int64_t meeting;                /* batch; 0: none */
+  char meeting_at[MAX_LINE];
   int n_faults, n_crashes, n_hangs;
   limit_def faults[MAX_LIMITS];
   limit_def hangs[MAX_LIMITS];
@@ -361,7 +367,7 @@ static int parse_limit(parser* p, const gle_model* m, limit_def* limits, int* n)
   return status;
 }
 
-/* batch, memory and eager: a number of samples. */
+/* batch, memory, eager and meet: a number of samples. */
 static int parse_samples(parser* p, int64_t* samples) {
   double n = 0;
   if (p->n != 2) return BAD(p, "%d words: expected: %s N", p->n, p->tokens[0]);
@@ -372,6 +378,13 @@ static int parse_samples(parser* p, int64_t* samples) {
   }
   *samples = (int64_t)n;
   return GLE_OK;
+}
+
+static int parse_meeting(parser* p, gle_model* m) {
+  if (p->n != 3) return BAD(p, "%d words: expected: meet N PATH", p->n);
+  snprintf(m->meeting_at, sizeof m->meeting_at, "%s", p->tokens[2]);
+  p->n = 2;
+  return parse_samples(p, &m->meeting);
 }
 
 /* Last words, and the end: what a native library's failed assertion looks like. */
@@ -394,10 +407,10 @@ static int parse_statement(parser* p, gle_model* m) {
   if (strcmp(word, "batch") == 0) return parse_samples(p, &m->fixed_batch);
   if (strcmp(word, "memory") == 0) return parse_samples(p, &m->most);
   if (strcmp(word, "eager") == 0) return parse_samples(p, &m->uncapturable);
+  if (strcmp(word, "meet") == 0) return parse_meeting(p, m);
   return BAD(p,
              "\"%.40s\": expected input, affine, rowsum, copy, limit, fault, crash, hang, brittle, "
-             "batch, memory "
-             "or eager",
+             "batch, memory, eager or meet",
              word);
 }
 
@@ -818,6 +831,14 @@ static int run_staged(gle_model* m, gle_staged* staged, gle_result** out, char* 
   return compute_all(m, staged->values, staged->samples, staged->batch, out, err);
 }
 
+/* Waits for somebody to read from the FIFO, and then for somebody to write. */
+static void meet(const char* path) {
+  const int there = open(path, O_WRONLY);
+  if (there >= 0) close(there);
+  const int back = open(path, O_RDONLY);
+  if (back >= 0) close(back);
+}
+
 static int prepare(gle_model* m, const gle_input* inputs, int32_t n_inputs, char* text,
                    size_t cap) {
   const errbuf err = {text, cap};
@@ -825,6 +846,7 @@ static int prepare(gle_model* m, const gle_input* inputs, int32_t n_inputs, char
   int status = check_call(m, inputs, n_inputs, err);
   if (status != GLE_OK || n_inputs == 0) return status;
   const int64_t batch = inputs[0].shape[0];
+  if (batch == m->meeting) meet(m->meeting_at);
   status = execute(m, inputs, n_inputs, batch, &r, err);
   result_free(r);
   if (status != GLE_OK) return status;

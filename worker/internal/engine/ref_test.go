@@ -1,9 +1,11 @@
 package engine_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/gpulet/gpulet/shared/model"
@@ -93,5 +95,32 @@ func TestReferenceEngineLosesItsDeviceForGood(t *testing.T) {
 	}
 	if err := m.Prepare(t.Context(), []int{2}); engine.CodeOf(err) != engine.EDEVICE {
 		t.Errorf("Prepare afterwards: %v (%v), want %v", err, engine.CodeOf(err), engine.EDEVICE)
+	}
+}
+
+// Choosing kernels for another batch size has taken seconds on a GPU, in which what is loaded must serve.
+func TestModelServesWhileItIsPrepared(t *testing.T) {
+	target := refTarget(t)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := target.Load(t, engine.Spec{Model: refModel(t, target, "meet 8 "+fifo+"\n"), Batches: []int{1}})
+	prepared := make(chan error, 1)
+	go func() { prepared <- m.Prepare(context.Background(), []int{8}) }()
+	meet := func(flag int) {
+		f, err := os.OpenFile(fifo, flag, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	meet(os.O_RDONLY) // the engine is preparing
+	for range 3 {
+		enginetest.MustRun(t, m, []engine.Input{enginetest.FP32([]int64{2, 3}, enginetest.Count(6)...)}, nil)
+	}
+	meet(os.O_WRONLY)
+	if err := <-prepared; err != nil {
+		t.Errorf("Prepare: %v", err)
 	}
 }

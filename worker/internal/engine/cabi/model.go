@@ -67,8 +67,8 @@ type ModelInfo struct {
 	CopiesInputs bool
 }
 
-// Model is a loaded model. Its methods may be called from any goroutine; all but Stage take turns.
-// After Close they fail.
+// Model is a loaded model. Its methods may be called from any goroutine: the engine lets those take
+// turns that have to. After Close they fail.
 type Model struct {
 	lib *Library
 
@@ -77,7 +77,7 @@ type Model struct {
 	handle *C.gle_model
 
 	mu   sync.Mutex // guards call
-	call call
+	call call       // of Run
 }
 
 // errClosed is what a closed model says.
@@ -150,12 +150,11 @@ func (m *Model) Info() (ModelInfo, error) {
 	}, nil
 }
 
-// Prepare runs a batch of exactly these shapes once, and captures it where the device can.
+// Prepare runs a batch of exactly these shapes once, and captures it where the device can. What runs
+// meanwhile waits no longer than the engine needs.
 func (m *Model) Prepare(in []Input) error {
 	return m.use(func(handle *C.gle_model) error {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		c := &m.call
+		c := new(call) // the other one is for those that run
 		defer c.release()
 		if err := c.marshal(in); err != nil {
 			return err
