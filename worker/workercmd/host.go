@@ -79,17 +79,34 @@ func newHost(ctx context.Context, cfg *runConfig, log *slog.Logger) (*host, erro
 	h.Command = func(s agent.Start) *exec.Cmd {
 		cmd := exec.Command(program, gpuletArgs(cfg, h.Inventory.Kind, s)...)
 		cmd.Env = append(gpuletEnv(), h.shareEnv(cfg, s)...)
-		if h.user != nil {
-			h.demote(cmd, cfg.Bus)
+		if h.demote(cmd, cfg.Bus) {
+			cmd.Args = append(cmd.Args, "--nats-nkey", privilege.FileOf(0))
 		}
 		return cmd
+	}
+	if cfg.standsBy(h.Inventory.Kind) {
+		h.Standby = func() *exec.Cmd {
+			cmd := exec.Command(program, append([]string{"standby"}, cfg.Engine.args()...)...)
+			cmd.Env = gpuletEnv()
+			h.demote(cmd, cfg.Bus)
+			return cmd
+		}
 	}
 	return h, nil
 }
 
-// demote has cmd run as the user of gpu-lets. The worker's key is the agent's alone: the process gets
-// a copy to read.
-func (h *host) demote(cmd *exec.Cmd, b bus.Config) {
+// standsBy reports whether a process is to have the engine's libraries loaded before they are needed.
+// Those with CUDA take half a second; on a CPU, loading them takes the cores of what serves.
+func (c *runConfig) standsBy(kind device.Kind) bool {
+	return c.Standby == "on" || c.Standby == "auto" && kind == device.CUDA
+}
+
+// demote has cmd run as the user of gpu-lets, if they have one. The worker's key is the agent's alone:
+// the process gets a copy to read, as its first extra file, if there is a key.
+func (h *host) demote(cmd *exec.Cmd, b bus.Config) (keyed bool) {
+	if h.user == nil {
+		return false
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: h.user}
 	if h.seed == nil {
 		file := b.NKey
@@ -98,16 +115,16 @@ func (h *host) demote(cmd *exec.Cmd, b bus.Config) {
 		}
 		seed, err := privilege.Secret(file)
 		if errors.Is(err, os.ErrNotExist) && b.NKey == "" {
-			return // a bus without keys
+			return false // a bus without keys
 		}
 		if err != nil {
 			h.Log.Error("gpu-lets have no key to log in with", "user", h.user.Uid, "error", err)
-			return
+			return false
 		}
 		h.seed = seed
 	}
 	cmd.ExtraFiles = []*os.File{h.seed}
-	cmd.Args = append(cmd.Args, "--nats-nkey", privilege.FileOf(0))
+	return true
 }
 
 func simProfiles(choice device.Choice, cfg *runConfig, log *slog.Logger) *profile.Set {

@@ -504,6 +504,37 @@ func TestAKilledGpuletLosesNoRequest(t *testing.T) {
 	}
 }
 
+func TestAProcessThatStandsByBecomesAGpulet(t *testing.T) {
+	s := newSite(t, "a")
+	agent := s.agent("--standby", "on")
+	s.publish("g1 50 a")
+	first := s.waitReady("g1")[0]
+	s.send("a", 20)
+	const line = `a process stands by[^\n]* pid=`
+	after := func(pid string) string { return agent.waitLog(line + pid + `\n(?s:.*)` + line + `(\d+)`)[1] }
+	standby := agent.waitLog(line + `(\d+)`)[1]
+	if standby == strconv.Itoa(first.PID) { // it was there before the plan
+		standby = after(standby)
+	}
+	if err := syscall.Kill(first.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	s.waitGpulets("the one that stood by", func(now []plan.GpuletReport) bool {
+		return len(now) == 1 && now[0].State == plan.Ready && strconv.Itoa(now[0].PID) == standby
+	})
+	s.send("a", 20)
+	s.waitAnswered()
+	last, err := strconv.Atoi(after(standby))
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent.signal(syscall.SIGTERM)
+	if code := agent.wait(); code != 0 {
+		t.Errorf("exit code %d: expected 0", code)
+	}
+	waitGone(t, []int{last})
+}
+
 func TestAGpuletWhoseDeviceFailsSaysSoAndStartsAgain(t *testing.T) {
 	s := newSite(t, "a")
 	s.write("a/1/model.pt", "gpulet-ref 1\ninput x FP32\naffine y FP32 0 2 x\nfault x 1000\n")

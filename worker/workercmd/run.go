@@ -42,6 +42,8 @@ type runConfig struct {
 	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"30s" usage:"time that a gpu-let may take to drain"`
 	// HangAfter is the least time after which a gpu-let whose engine does not answer is killed.
 	HangAfter time.Duration `env:"HANG_AFTER" envDefault:"10s" usage:"kill a gpu-let when a batch takes longer than this and 30 times what it should; 0: never"`
+	// Standby shortens the start of gpu-lets by the loading of libraries.
+	Standby string `env:"STANDBY" envDefault:"auto" usage:"keep a process that has the engine's libraries loaded, for the next gpu-let: on, off, or auto, where there are GPUs"`
 	// GpuletUser keeps what reads models from what the agent may do.
 	GpuletUser string `env:"GPULET_USER" usage:"user to run gpu-lets as, a name or <uid>:<gid>; takes an agent that is root (default: the agent's own)"`
 	MPS        mpsConfig
@@ -69,6 +71,8 @@ func (c *runConfig) Validate() error {
 		return fmt.Errorf("drain timeout %v: expected at least 1s", c.DrainTimeout)
 	case c.HangAfter != 0 && c.HangAfter < time.Second:
 		return fmt.Errorf("hang after %v: expected 0, or at least 1s", c.HangAfter)
+	case c.Standby != "on" && c.Standby != "off" && c.Standby != "auto":
+		return fmt.Errorf("standby %q: expected on, off or auto", c.Standby)
 	case c.ProfileBudget <= 0:
 		return fmt.Errorf("profile budget %v: expected more than 0", c.ProfileBudget)
 	}

@@ -26,7 +26,7 @@ func newRootCommand() *cobra.Command {
 		Long: `The worker runs on every host with GPUs, or with CPU cores to serve on. Its agent finds the
 devices, keeps one process per gpu-let as the planner's plan says, and reports what runs.`,
 	}
-	root.AddCommand(newRunCommand(), newGpuletCommand(), newProfileCommand(), newExecCommand(), newBenchCommand(), newEngineCommand())
+	root.AddCommand(newRunCommand(), newGpuletCommand(), newStandbyCommand(), newProfileCommand(), newExecCommand(), newBenchCommand(), newEngineCommand())
 	return root
 }
 

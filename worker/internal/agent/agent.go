@@ -52,6 +52,9 @@ type Config struct {
 	Repository string
 	// Command is the process of a gpu-let, without its pipes.
 	Command func(Start) *exec.Cmd
+	// Standby is a process that loads what every gpu-let needs and then waits to become one (see
+	// link.Become). Nil: gpu-lets start from scratch.
+	Standby func() *exec.Cmd
 	// Sharing is what cuts the host's GPUs into shares. Nil: nothing has to, as on a CPU.
 	Sharing Sharing
 	// Profile returns the profile of a model on the host's device, measuring it if need be. Nil:
@@ -96,6 +99,7 @@ type Agent struct {
 	report   *reporter
 	metrics  *metrics
 	children map[string]*child
+	standby  *process // nil: none
 	events   chan event
 
 	plan     plan.Plan
@@ -174,6 +178,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.log.Warn("device", "note", n)
 	}
 	a.loop(drain, abort, plans, models, measured)
+	a.dismiss()
 	a.accusing.Wait()
 	a.report.stop(a.cfg.Host)
 	a.peers.wait()
@@ -279,6 +284,7 @@ func (a *Agent) reconcile(now time.Time) time.Duration {
 			continue // what is gone may have kept something from starting
 		}
 		a.note(actions, now)
+		a.standBy()
 		a.peers.ask(reconcile.Unseen(a.desired(), a.states()))
 		wake := reconcile.Wake(actions)
 		if wake.IsZero() || !released.IsZero() && released.Before(wake) {
@@ -339,7 +345,7 @@ func (a *Agent) start(g plan.Gpulet, now time.Time) {
 	c.cores = a.allot(g)
 	dev, _ := a.cfg.Inventory.Device(g.GPU)
 	cmd := a.cfg.Command(Start{Gpulet: g, Device: dev, Cores: c.cores, MemBytes: a.spare(g, dev)})
-	proc, err := startProcess(g.ID, cmd, a.events, a.log)
+	proc, err := a.launch(g.ID, cmd)
 	if err != nil {
 		a.log.Error("gpu-let does not start", "gpulet", g.ID, "error", err)
 		c.detail = err.Error()

@@ -32,10 +32,14 @@ type event struct {
 	work      []blackbox.Work // what it was working on when it ended
 }
 
-// process is a running gpu-let. Its goroutines end when it has exited and its event was taken.
+// process is a running gpu-let, or one that is about to be told which. Its goroutines end when it has
+// exited and its event was taken.
 type process struct {
 	id       string
 	cmd      *exec.Cmd
+	stdin    io.WriteCloser
+	stdout   io.Reader
+	stderr   io.Reader
 	commands chan link.Command
 	gone     chan struct{} // closed when it has exited
 	log      *slog.Logger
@@ -43,44 +47,56 @@ type process struct {
 	box      *blackbox.Box // nil: there is none
 }
 
-// startProcess starts cmd in a process group of its own, so that Ctrl-C on a terminal reaches only
-// the agent, which drains its children, and without a way to gain privileges.
+// startProcess starts a gpu-let.
 func startProcess(id string, cmd *exec.Cmd, events chan<- event, log *slog.Logger) (*process, error) {
+	p, err := spawn(cmd, log)
+	if err != nil {
+		return nil, err
+	}
+	p.serve(id, events)
+	return p, nil
+}
+
+// spawn starts cmd in a process group of its own, so that Ctrl-C on a terminal reaches only the agent,
+// which drains its children, and without a way to gain privileges. Nobody listens to it yet.
+func spawn(cmd *exec.Cmd, log *slog.Logger) (p *process, err error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Setpgid = true
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
+	p = &process{cmd: cmd, commands: make(chan link.Command, 64), gone: make(chan struct{}), log: log}
+	if p.stdin, err = cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
+	if p.stdout, err = cmd.StdoutPipe(); err != nil {
 		return nil, err
 	}
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
+	if p.stderr, err = cmd.StderrPipe(); err != nil {
 		return nil, err
 	}
-	p := &process{id: id, cmd: cmd, commands: make(chan link.Command, 64), gone: make(chan struct{}), log: log}
 	p.giveBox()
 	if err := privilege.Start(cmd); err != nil {
 		p.closeBox()
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
+	return p, nil
+}
+
+// serve listens to the process from now on, as gpu-let id, until it has ended.
+func (p *process) serve(id string, events chan<- event) {
+	p.id = id
 	var readers sync.WaitGroup
-	readers.Go(func() { p.readReports(stdout, events) })
-	readers.Go(func() { p.forward(stderr, os.Stderr) })
-	go p.write(stdin)
+	readers.Go(func() { p.readReports(p.stdout, events) })
+	readers.Go(func() { p.forward(p.stderr, os.Stderr) })
+	go p.write(p.stdin)
 	go func() {
 		readers.Wait() // both pipes ended: the process has gone, or is about to
-		err := cmd.Wait()
+		err := p.cmd.Wait()
 		close(p.gone)
 		e := event{id: id, proc: p, exited: true, err: err, lastWords: p.words.String(), tail: p.words.tail(), work: p.working()}
 		p.closeBox()
 		events <- e
 	}()
-	return p, nil
 }
 
 // firstExtra is where a child finds the first of its extra files: after its standard streams.
@@ -90,7 +106,7 @@ const firstExtra = 3
 func (p *process) giveBox() {
 	box, err := blackbox.New()
 	if err != nil {
-		p.log.Warn("gpu-let gets no black box: if it dies, nobody will know over what", "gpulet", p.id, "error", err)
+		p.log.Warn("gpu-let gets no black box: if it dies, nobody will know over what", "error", err)
 		return
 	}
 	p.box = box

@@ -36,6 +36,27 @@ func Open(name string, o Options) (Engine, error) {
 }
 
 func openNative(name string, o Options) (Engine, error) {
+	lib, err := openLibrary(name, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := lib.Init(cabi.Config{IntraThreads: o.Threads, InterThreads: 1}); err != nil {
+		return nil, wrap(err, "engine "+name)
+	}
+	return &native{lib: lib}, nil
+}
+
+// Preload loads an engine's library, which takes most of Open's time, for an Open with the same options
+// later on. It touches no device.
+func Preload(name string, o Options) error {
+	if name != Torch && name != Reference {
+		return nil
+	}
+	_, err := openLibrary(name, o)
+	return err
+}
+
+func openLibrary(name string, o Options) (*cabi.Library, error) {
 	path, err := FindLibrary(name, o.Library)
 	if err != nil {
 		return nil, err
@@ -48,10 +69,7 @@ func openNative(name string, o Options) (Engine, error) {
 	if lib.Engine() != name {
 		return nil, errorf(EUNSUPPORTED, "engine %s: %s is the engine %q", name, path, lib.Engine())
 	}
-	if err := lib.Init(cabi.Config{IntraThreads: o.Threads, InterThreads: 1}); err != nil {
-		return nil, wrap(err, "engine "+name)
-	}
-	return &native{lib: lib}, nil
+	return lib, nil
 }
 
 // setOpenMP sizes OpenMP's teams and lets them sleep between parallel regions instead of spinning

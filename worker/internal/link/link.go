@@ -41,6 +41,36 @@ type Command struct {
 	Models   []Assignment `json:"models,omitempty"`   // in duty order
 }
 
+// Become is the one line that a process that stands by waits for: the arguments and the further
+// environment of the gpu-let that it is to be. What follows on its standard input is for that.
+type Become struct {
+	Args []string `json:"args"`
+	Env  []string `json:"env,omitempty"` // "NAME=value"
+}
+
+// ReadBecome reads that line and nothing behind it. io.EOF: nothing was needed.
+func ReadBecome(r io.Reader) (b Become, err error) {
+	var line []byte
+	for one := make([]byte, 1); ; {
+		n, err := r.Read(one)
+		switch {
+		case n == 1 && one[0] == '\n':
+			if err := json.Unmarshal(line, &b); err != nil {
+				return b, &LineError{Line: 1, Text: clip(line), Err: err}
+			}
+			return b, nil
+		case n == 1 && len(line) == MaxLine:
+			return b, &LineError{Line: 1, Text: clip(line), Err: bufio.ErrTooLong}
+		case n == 1:
+			line = append(line, one[0])
+		case err == io.EOF && len(line) > 0:
+			return b, io.ErrUnexpectedEOF
+		case err != nil:
+			return b, err
+		}
+	}
+}
+
 // Assignment is a model to serve.
 type Assignment struct {
 	plan.Assignment

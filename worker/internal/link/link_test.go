@@ -80,3 +80,30 @@ func TestALineTooLongEndsReading(t *testing.T) {
 		t.Fatalf("got %v: expected an error that ends reading", err)
 	}
 }
+
+func TestReadsWhatToBecomeAndNothingBehindIt(t *testing.T) {
+	in := strings.NewReader(`{"args":["gpulet","--share","50"],"env":["A=b=c"]}` + "\n" + `{"op":"drain"}` + "\n")
+	b, err := link.ReadBecome(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(link.Become{Args: []string{"gpulet", "--share", "50"}, Env: []string{"A=b=c"}}, b); diff != "" {
+		t.Error(diff)
+	}
+	if c, err := link.NewCommandReader(in).Read(); err != nil || c.Op != link.Drain {
+		t.Errorf("then %v, %v: expected the command behind it", c, err)
+	}
+}
+
+func TestSaysWhatIsNotToBeBecome(t *testing.T) {
+	for in, want := range map[string]string{
+		"":         "EOF",
+		`{"args":`: "unexpected EOF",
+		"gpulet\n": `line 1: found "gpulet": expected one JSON object`,
+		strings.Repeat("x", link.MaxLine+1) + "\n": "token too long",
+	} {
+		if _, err := link.ReadBecome(strings.NewReader(in)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.20q: error %v: expected %s", in, err, want)
+		}
+	}
+}

@@ -1,0 +1,56 @@
+package workercmd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gpulet/gpulet/shared/cli"
+	"github.com/gpulet/gpulet/worker/internal/engine"
+	"github.com/gpulet/gpulet/worker/internal/link"
+)
+
+func newStandbyCommand() *cobra.Command {
+	cfg := &engineConfig{}
+	cmd := &cobra.Command{
+		Use:    "standby",
+		Short:  "Load the engine's library and wait to become a gpu-let (started by the agent)",
+		Hidden: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cli.Load(cmd, cfg); err != nil {
+				return err
+			}
+			return standBy(cmd, cfg)
+		},
+	}
+	cli.Bind(cmd, cfg)
+	return cmd
+}
+
+// standBy becomes the command that the line on its standard input says. CUDA reads a process's share of
+// the GPU from its environment when it makes a context, which has not happened until then.
+func standBy(cmd *cobra.Command, cfg *engineConfig) error {
+	if err := engine.Preload(cfg.Engine, engine.Options{Library: cfg.EngineLib}); err != nil {
+		return err
+	}
+	b, err := link.ReadBecome(cmd.InOrStdin())
+	if errors.Is(err, io.EOF) {
+		return nil // the agent has gone
+	}
+	if err != nil {
+		return fmt.Errorf("what to become: %w", err)
+	}
+	for _, v := range b.Env {
+		name, value, _ := strings.Cut(v, "=")
+		if err := os.Setenv(name, value); err != nil {
+			return fmt.Errorf("environment: %q: %w", v, err)
+		}
+	}
+	root := newRootCommand()
+	root.SetIn(cmd.InOrStdin())
+	return cli.WithCode(cli.Run(cmd.Context(), root, b.Args, cmd.OutOrStdout(), cmd.ErrOrStderr()), nil)
+}
