@@ -39,7 +39,7 @@ func TestSearchEndsNearTheBorder(t *testing.T) {
 	for _, c := range []struct {
 		border float64
 		most   int
-	}{{100, 4}, {110, 4}, {95, 4}, {150, 6}, {50, 8}, {30, 9}, {5, 12}} {
+	}{{100, 4}, {110, 4}, {95, 4}, {150, 7}, {50, 8}, {30, 9}, {5, 13}} {
 		s, tries := search{rate: 100}, 0
 		for ; !s.done(); tries++ {
 			s.tell(s.rate <= c.border)

@@ -3,12 +3,12 @@ package main
 import "math"
 
 // search looks for the highest good rate in few tries. It begins where the answer is expected, steps up
-// or down by a fifth, then ever further, until it has found both a good and a bad rate, and then halves
-// the ratio between them.
+// or down by a fifth twice, then ever further, until it has found both a good and a bad rate, and then
+// halves the ratio between them.
 type search struct {
 	rate      float64 // to try next
 	good, bad float64 // the highest good and the lowest bad rate; 0: none yet
-	step      float64 // last ratio between two rates while only one kind was found; 0: none yet
+	step      float64 // next ratio between two rates while only one kind was found; 0: the first
 }
 
 const (
@@ -23,14 +23,13 @@ func (s *search) tell(good bool) {
 	} else {
 		s.bad = s.rate
 	}
-	if s.step = math.Max(searchStep, s.step*s.step); s.good > 0 && s.bad > 0 {
+	switch step := math.Max(searchStep, s.step); {
+	case s.good > 0 && s.bad > 0:
 		s.rate = math.Sqrt(s.good * s.bad)
-		return
-	}
-	if good {
-		s.rate *= s.step
-	} else {
-		s.rate /= s.step
+	case good:
+		s.rate, s.step = s.rate*step, step*math.Max(1, s.step)
+	default:
+		s.rate, s.step = s.rate/step, step*math.Max(1, s.step)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/lifecycle"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
 	"github.com/gpulet/gpulet/shared/wire"
@@ -18,7 +19,9 @@ type startConfig struct {
 	Common config
 	On     string `env:"START_ON" envDefault:"resnet50 googlenet mobilenet_v2 vgg16 bert" usage:"models that new gpu-lets serve, in turn, separated by spaces"`
 	Count  int    `env:"START_COUNT" envDefault:"10" usage:"gpu-lets to start"`
-	Share  int    `env:"START_SHARE" envDefault:"50" usage:"share of the new gpu-let, percent"`
+	// Pause lets the host settle, as plans do that follow each other by an epoch.
+	Pause time.Duration `env:"START_PAUSE" envDefault:"2s" usage:"time between the end of a gpu-let and the start of the next"`
+	Share int           `env:"START_SHARE" envDefault:"50" usage:"share of the new gpu-let, percent"`
 }
 
 // startResult is how long new gpu-lets take to answer.
@@ -74,6 +77,9 @@ func starts(ctx context.Context, cfg *startConfig, r *startResult) error {
 			break
 		}
 		if _, _, err := s.serve(ctx, empty); err != nil {
+			return err
+		}
+		if err := lifecycle.Sleep(ctx, cfg.Pause); err != nil {
 			return err
 		}
 		t, err := p.start(ctx, models[i%len(models)], cfg.Share)

@@ -29,7 +29,13 @@ at::Tensor convert(at::Tensor t, size_t index, const FetchOptions& o) {
 // buffer that the next batch overwrites.
 at::Tensor to_host(const at::Tensor& t, const FetchOptions& o) {
   if (t.is_cuda()) {
-    auto host = at::empty(t.sizes(), t.options().device(at::kCPU).pinned_memory(true));
+    // Of the size of a full batch, as for the batches before it: LibTorch uses page-locked memory
+    // again by its size, and new memory waits for whatever kernels the driver is loading.
+    auto sizes = t.sizes().vec();
+    const bool narrowed = o.padded > o.samples && t.dim() > 0 && sizes[0] == o.samples;
+    if (narrowed) sizes[0] = o.padded;
+    auto host = at::empty(sizes, t.options().device(at::kCPU).pinned_memory(true));
+    if (narrowed) host = host.narrow(0, 0, o.samples);
     host.copy_(t, /*non_blocking=*/true);
     return host;
   }
