@@ -1,47 +1,75 @@
 #!/usr/bin/env bash
-# Runs the Go fuzz targets of the module, one after the other, and prints what each has done:
-#   fuzz.sh [-c] [TIME] [REGEX...]
+# Runs the Go fuzz targets of the module and prints what each has done:
+#   fuzz.sh [-c] [-j JOBS] [TIME] [REGEX...]
 # TIME is per target, a Go duration (30s) or a number of executions (10000000x). A REGEX chooses
 # targets, written as folder.Name: shared/wire, FuzzDecodeV2$. -c goes on after a run that was
-# interrupted: targets that have passed with this TIME are not run again. GOFLAGS=-parallel=1 leaves
-# the other cores to others.
+# interrupted: targets that have passed with this TIME are not run again. JOBS targets run at a time
+# (default: one per core), a core each.
+#
+# A target is built from its folder's fuzz_test.go alone, without the other tests: after every
+# execution Go reads the counters of all the code in the binary, and with all that tests need
+# (servers, comparing, HTTP) that has taken several times as long as what is tried.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-again=1
-if [ "${1:-}" = -c ]; then
-	again=0
-	shift
-fi
+again=1 jobs=$(nproc)
+while getopts cj: option; do
+	case $option in
+	c) again=0 ;;
+	j) jobs=$OPTARG ;;
+	*) exit 2 ;;
+	esac
+done
+shift $((OPTIND - 1))
 time=${1:-30s}
 choose=$(IFS='|' && echo "${*:2}")
-done=build/fuzz-$time.tsv # target, executions, seconds, inputs that reached something new, result
-mkdir -p build
+root=$PWD
+build=$root/build/fuzz
+done=$root/build/fuzz-$time.tsv # target, executions, seconds, inputs that reached something new, result
+mkdir -p "$build"
 [ $again = 0 ] || : >"$done"
 touch "$done"
+
+# compile FOLDER: makes its test binary, of fuzz_test.go and, if that is not of an external test
+# package, of the package itself.
+compile() {
+	local package files=fuzz_test.go
+	package=$(sed -n 's/^package //p' "$1/fuzz_test.go")
+	cd "$1" || return
+	[[ $package = *_test ]] || files+=" $(go list -f '{{range .GoFiles}}{{.}} {{end}}{{range .CgoFiles}}{{.}} {{end}}' .)"
+	# shellcheck disable=SC2086 # file names of ours, without spaces
+	go test -c -o "$build/${1//\//-}.test" -fuzz . $files
+}
 
 # fuzz TARGET: runs it and adds a line to $done. Minimising an input that reaches something new takes
 # up to a minute by default, in which nothing is tried; inputs are small here without it.
 fuzz() {
-	local log start=$SECONDS result=ok execs new
-	log=$(mktemp)
-	go test "./${1%.*}" -run '^$' -fuzz "^${1##*.}\$" -fuzztime "$time" -fuzzminimizetime 100x 2>&1 | tee "$log" || result=CRASH
+	local log folder=${1%.*} name=${1##*.} start=$SECONDS result=ok execs new
+	log=$build/$1.log
+	log=${log//$folder/${folder//\//-}}
+	(cd "$folder" && GOMAXPROCS=1 "$build/${folder//\//-}.test" -test.run '^$' -test.fuzz "^$name\$" \
+		-test.fuzztime "$time" -test.fuzzminimizetime 100x -test.parallel 1 -test.timeout 0 \
+		-test.fuzzcachedir "$build/cache/${folder//\//-}") >"$log" 2>&1 || result=CRASH
 	execs=$(grep -oP 'execs: \K[0-9]+' "$log" | tail -1)
 	new=$(grep -oP 'new interesting: \K[0-9]+' "$log" | tail -1)
 	[ -n "$execs" ] || [ $result != ok ] || result=skipped
-	rm -f "$log"
-	printf '%s\t%s\t%s\t%s\t%s\n' "$1" "${execs:-0}" $((SECONDS - start)) "${new:-0}" $result >>"$done"
+	[ $result != CRASH ] || cat "$log"
+	printf '%s\t%s\t%s\t%s\t%s\n' "$1" "${execs:-0}" $((SECONDS - start)) "${new:-0}" $result | tee -a "$done"
 }
 
-targets=$(git grep --untracked -oE -e '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' | sed -E 's|/[^/]*:func |.|' | grep -E -e "$choose")
+targets=$(git grep --untracked -oE -e '^func Fuzz[A-Za-z0-9_]+' -- '*fuzz_test.go' | sed -E 's|/[^/]*:func |.|' | grep -E -e "$choose")
 if [ -z "$targets" ]; then
 	echo "fuzz.sh: no fuzz target matches $choose" >&2
 	exit 1
 fi
+for folder in $(printf '%s\n' "$targets" | sed 's/\.[^.]*$//' | sort -u); do
+	(compile "$folder") || exit 1
+done
 for target in $targets; do
 	grep -q "^$target	.*ok\$" "$done" && continue
-	echo "== $target, $time"
-	fuzz "$target"
+	while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+	fuzz "$target" &
 done
+wait
 echo
 awk -F'\t' -v time="$time" '
 	BEGIN { printf "%-46s %12s %8s %8s %8s  %s\n", "target", "executions", "s", "/s", "new", "result" }

@@ -1,11 +1,14 @@
 package wire
 
 import (
+	"encoding/binary"
 	"encoding/json"
+	"math"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/gpulet/gpulet/shared/tensor"
 )
@@ -226,3 +229,19 @@ func FuzzResolveDeadline(f *testing.F) {
 		}
 	})
 }
+
+// floats returns the bytes of an FP32 tensor.
+func floats(vs ...float32) []byte {
+	var b []byte
+	for _, v := range vs {
+		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
+	}
+	return b
+}
+
+func headers(h map[string]string) func(string) string {
+	return func(key string) string { return h[key] }
+}
+
+// An empty slice and nil mean the same in a body.
+var sameEmpty = cmpopts.EquateEmpty()

@@ -87,16 +87,3 @@ func drawReply(t *rapid.T, finite bool) Reply {
 	}
 	return rep
 }
-
-// floats returns the bytes of an FP32 tensor.
-func floats(vs ...float32) []byte {
-	var b []byte
-	for _, v := range vs {
-		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
-	}
-	return b
-}
-
-func headers(h map[string]string) func(string) string {
-	return func(key string) string { return h[key] }
-}

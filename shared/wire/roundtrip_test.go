@@ -6,15 +6,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vmihailenco/msgpack/v5"
 	"pgregory.net/rapid"
 
 	"github.com/gpulet/gpulet/shared/tensor"
 )
-
-// An empty slice and nil mean the same in a body.
-var sameEmpty = cmpopts.EquateEmpty()
 
 func TestRequestsSurviveTheRoundTrip(t *testing.T) {
 	for _, contentType := range []string{TypeMsgpack, TypeJSON, ""} {

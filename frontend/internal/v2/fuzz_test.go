@@ -9,7 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/gpulet/gpulet/frontend/internal/admit"
-	"github.com/gpulet/gpulet/frontend/internal/frontendtest"
+	"github.com/gpulet/gpulet/shared/model"
+	"github.com/gpulet/gpulet/shared/tensor"
 	"github.com/gpulet/gpulet/shared/wire"
 )
 
@@ -18,11 +19,14 @@ import (
 func FuzzDecode(f *testing.F) {
 	text := `{"id":"7","inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}}],` +
 		`"outputs":[{"name":"double","parameters":{"binary_data":true}}],"parameters":{"timeout":2500}}`
-	f.Add(strconv.Itoa(len(text)), "", append([]byte(text), frontendtest.Floats(1, 2)...))
+	f.Add(strconv.Itoa(len(text)), "", append([]byte(text), make([]byte, 8)...))
 	f.Add("", "application/json", []byte(`{"inputs":[{"name":"x","shape":[2,2],"datatype":"FP32","data":[[1,-2.5],[3e2,0.0]]}]}`))
-	f.Add("0", "", frontendtest.Floats(1, 2))
-	f.Add("", "application/octet-stream", frontendtest.Floats(1, 2, 3, 4))
-	toy := frontendtest.Toy()
+	f.Add("0", "", make([]byte, 8))
+	f.Add("", "application/octet-stream", make([]byte, 16))
+	toy := model.Model{Config: model.Config{
+		Name: "toy", MaxBatch: 8, Inputs: []tensor.Spec{{Name: "x", DType: tensor.FP32, Shape: []int64{2}}},
+		Outputs: []tensor.Spec{{Name: "double", DType: tensor.FP32, Shape: []int64{2}}, {Name: "index", DType: tensor.INT64, Shape: []int64{1}}},
+	}}
 	f.Fuzz(func(t *testing.T, jsonLength, contentType string, body []byte) {
 		h := http.Header{}
 		h.Set(headerJSONLength, jsonLength)
@@ -42,7 +46,11 @@ func FuzzDecode(f *testing.F) {
 		if diff := cmp.Diff(req.Request, got, cmpopts.EquateEmpty()); diff != "" {
 			t.Fatal(diff)
 		}
-		outputs, err := choose(frontendtest.ToyWorker(nil, got).Outputs, req.Outputs)
+		x := got.Inputs[0]
+		outputs, err := choose([]tensor.Tensor{
+			{Name: "double", DType: tensor.FP32, Shape: x.Shape, Data: x.Data},
+			{Name: "index", DType: tensor.INT64, Shape: []int64{x.Shape[0], 1}, Data: make([]byte, 8*x.Shape[0])},
+		}, req.Outputs)
 		if err != nil {
 			t.Fatal(err)
 		}

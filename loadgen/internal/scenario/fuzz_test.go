@@ -43,3 +43,17 @@ func FuzzFlags(f *testing.F) {
 		}
 	})
 }
+
+const rush = `
+name: rush hour
+arrival: poisson
+seed: 7
+models:
+  lenet: {slo: 20ms, arrival: "mmpp:5,20%,1s"}
+  bert: {}
+phases:
+  - {name: calm, duration: 10s, rates: {lenet: 100, bert: 10}}
+  - {name: rise, duration: 20s, ramp: true, rates: {lenet: 400}}
+  - {name: rush, duration: 30s}
+  - {name: over, duration: 5s, rates: {lenet: 0}}
+`

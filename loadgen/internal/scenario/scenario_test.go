@@ -11,20 +11,6 @@ import (
 	"github.com/gpulet/gpulet/loadgen/internal/arrival"
 )
 
-const rush = `
-name: rush hour
-arrival: poisson
-seed: 7
-models:
-  lenet: {slo: 20ms, arrival: "mmpp:5,20%,1s"}
-  bert: {}
-phases:
-  - {name: calm, duration: 10s, rates: {lenet: 100, bert: 10}}
-  - {name: rise, duration: 20s, ramp: true, rates: {lenet: 400}}
-  - {name: rush, duration: 30s}
-  - {name: over, duration: 5s, rates: {lenet: 0}}
-`
-
 func TestFilesParse(t *testing.T) {
 	s, err := Parse("rush.yaml", []byte(rush))
 	if err != nil {

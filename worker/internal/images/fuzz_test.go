@@ -82,3 +82,19 @@ func sameTwice(t *testing.T, d *Decoder, data []byte, kind string, to Shape) {
 		t.Fatalf("%+v: two pictures of the same bytes", to)
 	}
 }
+
+// header is a JPEG of nothing but a frame header.
+func header(marker byte, precision byte, width, height uint16, components byte) []byte {
+	return []byte{
+		0xff, 0xd8, 0xff, marker, 0, 8,
+		precision, byte(height >> 8), byte(height), byte(width >> 8), byte(width), components,
+	}
+}
+
+func pngHeader(width, height uint32) []byte {
+	b := append([]byte(nil), pngSignature...)
+	b = append(b, 0, 0, 0, 13, 'I', 'H', 'D', 'R')
+	b = append(b, byte(width>>24), byte(width>>16), byte(width>>8), byte(width))
+	b = append(b, byte(height>>24), byte(height>>16), byte(height>>8), byte(height))
+	return append(b, 8, 2, 0, 0, 0)
+}
