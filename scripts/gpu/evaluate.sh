@@ -10,7 +10,7 @@
 #   --out        default build/gpu/results
 #   --parts      default "goodput start kill fault shares graphs splits corun"; a part may carry a budget
 #                of its own: "goodput:5m start:40s"
-#   --arms       default all: gpulet sbp elastic even mps streams
+#   --arms       default all: gpulet sbp elastic even mps uncapped streams
 #   --mixes      default all: game traffic scen1 scen2 scen3 scen4 scen5 all9
 #   --cores      CPUs to run on, as taskset takes them
 # Whatever else is given goes to evaluate goodput (bin/evaluate goodput -h). Needs scripts/gpu/prepare.sh.

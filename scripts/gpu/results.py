@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 ROOT = Path(__file__).resolve().parent.parent.parent
 ARMS = {
     "sbp": "time-sharing (`sbp`)", "mps": "MPS without shares", "streams": "one process, streams",
-    "even": "halves (`even`)", "elastic": "`elastic`", "gpulet": "**`gpulet`**",
+    "uncapped": "`gpulet`'s plans without shares", "even": "halves (`even`)", "elastic": "`elastic`", "gpulet": "**`gpulet`**",
 }
 MIXES = ("game", "traffic", "scen1", "scen2", "scen3", "scen4", "scen5", "all9")
 HEAD = """# Results
@@ -51,8 +51,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def page(folder: Path) -> str:
-    cells = [read(p) for p in sorted((folder / "goodput").glob("*.json"))] if (folder / "goodput").is_dir() else []
-    sections = [HEAD, goodput(cells)]
+    sections = [HEAD, goodput(cells_of(folder / "goodput"))]
+    sections += [earlier(cells_of(f)) for f in sorted(folder.glob("goodput-*"))]
     for name, section in SECTIONS.items():
         path = folder / f"{name}.json"
         sections.append(section(read(path) if path.exists() else None))
@@ -60,6 +60,10 @@ def page(folder: Path) -> str:
     if notes.exists():
         sections.append("## Notes\n\n" + notes.read_text().strip() + "\n")
     return "\n".join(sections)
+
+
+def cells_of(folder: Path) -> List[Json]:
+    return [read(p) for p in sorted(folder.glob("*.json"))] if folder.is_dir() else []
 
 
 def read(path: Path) -> Json:
@@ -107,15 +111,32 @@ def goodput(cells: List[Json]) -> str:
     if not cells:
         return missing("Goodput", "the highest rate of every arm on every mix")
     by = {(c["mix"], c["arm"]): c for c in cells}
-    mixes = sorted({c["mix"] for c in cells}, key=lambda m: (MIXES.index(m) if m in MIXES else len(MIXES), m))
+    mixes = mixes_of(cells)
     parts = ["## Goodput\n", "Samples/s within their SLO, and, in parentheses, what the planner promised.\n",
-             table(["mix", *ARMS.values(), "`gpulet` / `sbp`"], [goodput_row(by, mix) for mix in mixes]),
+             goodput_table(by, mixes),
              goodput_verdict(by, mixes), goodput_notes(cells), "### Predicted and measured violations\n",
              "Of every rate that was tried: what `planner simulate` says of its plan, with the part of each SLO that plans\nkeep for the way through the queue taken off, and what was measured.\n",
              table(["mix", "arm", "samples/s", "predicted", "measured", "worst model", "its p99 (SLO)", "GPU busy", "cores busy"],
                    [try_row(c, t) for mix in mixes for arm in ARMS if (c := by.get((mix, arm))) for t in c["tries"] or []]),
              "### Runs\n", "\n".join(sorted({f"- {where(c)}" for c in cells})) + "\n"]
     return "\n".join(parts)
+
+
+def earlier(cells: List[Json]) -> str:
+    """What was measured on another GPU, in short."""
+    by = {(c["mix"], c["arm"]): c for c in cells}
+    mixes = mixes_of(cells)
+    gpus = sorted({c["about"]["gpu"] for c in cells})
+    return "\n".join([f"### Earlier: {', '.join(gpus)}\n", goodput_table(by, mixes), goodput_verdict(by, mixes),
+                      "\n".join(sorted({f"- {where(c)}" for c in cells})) + "\n"])
+
+
+def mixes_of(cells: List[Json]) -> List[str]:
+    return sorted({c["mix"] for c in cells}, key=lambda m: (MIXES.index(m) if m in MIXES else len(MIXES), m))
+
+
+def goodput_table(by: Dict, mixes: Sequence[str]) -> str:
+    return table(["mix", *ARMS.values(), "`gpulet` / `sbp`"], [goodput_row(by, mix) for mix in mixes])
 
 
 def measured(cell: Optional[Json]) -> Optional[float]:

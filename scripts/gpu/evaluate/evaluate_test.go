@@ -267,7 +267,7 @@ func TestWhatMattersMostIsMeasuredFirst(t *testing.T) {
 			order = append(order, a.name)
 		}
 	}
-	if d := cmp.Diff([]string{"gpulet", "sbp", "elastic", "even", "mps", "streams"}, order); d != "" {
+	if d := cmp.Diff([]string{"gpulet", "sbp", "elastic", "even", "mps", "uncapped", "streams"}, order); d != "" {
 		t.Error(d)
 	}
 	if n := affordable(time.Minute, 10, 2*time.Second, 5); n != 3 {
@@ -522,7 +522,7 @@ func TestThePageSaysWhatWasMeasured(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"| game | 1000 (1000) | 1900 (1000) | – | – | – | 1800 (1000) | 1.80 |",
+		"| game | 1000 (1000) | 1900 (1000) | – | – | – | – | 1800 (1000) | 1.80 |",
 		"It is 1.80 times over 1 mixes, those of 2 on which `sbp` had any goodput: met", "**not met**, behind mps on game (1900 against 1800)",
 		"scen1, sbp: not measured: no profile of bert", "8 samples of lenet",
 		"It is 1.10 s over 1: met", "it is 1.20: met", "it is 0.90 s: met", "The least is 1.50: **not met**",
@@ -627,5 +627,17 @@ func TestCellsSurviveTheirFile(t *testing.T) {
 	b, _ := json.Marshal(got)
 	if d := cmp.Diff(string(a), string(b)); d != "" {
 		t.Error(d)
+	}
+}
+
+func TestMissesAreCountedByStepOverAllModels(t *testing.T) {
+	var r loadReport
+	if err := json.Unmarshal([]byte(`{"models": {
+		"a": {"timeline": [{"sent": 6, "violations": 3}, {"sent": 4}]},
+		"b": {"timeline": [{"sent": 4, "violations": 1}, {"sent": 6}, {"sent": 0}]}}}`), &r); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]float64{0.4, 0, 0}, r.missedBy()); diff != "" {
+		t.Error(diff)
 	}
 }

@@ -24,7 +24,7 @@ import (
 // goodputConfig is the configuration of evaluate goodput.
 type goodputConfig struct {
 	Common config
-	Arms   string `env:"ARMS" usage:"ways to share the GPU, separated by spaces (default: all): gpulet sbp elastic even mps streams"`
+	Arms   string `env:"ARMS" usage:"ways to share the GPU, separated by spaces (default: all): gpulet sbp elastic even mps uncapped (the plans of gpulet, without MPS shares) streams"`
 	Mixes  string `env:"MIXES" usage:"mixes, separated by spaces (default: all): game traffic scen1..scen5 all9, or model=weight,..."`
 	Body   string `env:"BODY" usage:"what is sent: jpeg (to models that take pictures, random tensors to others) or random; default: as loadgen does"`
 	// Requests bounds what CPU and queue have to carry, which otherwise would be measured, not the GPU.
@@ -47,7 +47,7 @@ func (c *goodputConfig) Validate() error {
 	for name := range strings.FieldsSeq(c.Arms) {
 		i := slices.IndexFunc(arms, func(a arm) bool { return a.name == name })
 		if i < 0 {
-			return fmt.Errorf("arm %q: expected gpulet, sbp, elastic, even, mps or streams", name)
+			return fmt.Errorf("arm %q: expected gpulet, sbp, elastic, even, mps, uncapped or streams", name)
 		}
 		c.arms = append(c.arms, arms[i])
 	}
@@ -115,16 +115,19 @@ type cell struct {
 
 // try is one rate.
 type try struct {
-	Rate        float64             `json:"rate_rps"`
-	Good        bool                `json:"good"`
-	Why         string              `json:"why"`
-	Violations  float64             `json:"violations"` // share of all samples, as if each had been a request
-	Goodput     float64             `json:"goodput_rps"`
-	WorstModel  string              `json:"worst_model"`
-	Worst       float64             `json:"worst_violations"`
-	Predicted   *float64            `json:"predicted_violations,omitempty"` // by planner simulate
-	Unsound     []string            `json:"unsound,omitempty"`              // what the checker has against the plan
-	ReadyS      float64             `json:"ready_s"`                        // from publishing the plan until all of it was served
+	Rate       float64  `json:"rate_rps"`
+	Good       bool     `json:"good"`
+	Why        string   `json:"why"`
+	Violations float64  `json:"violations"` // share of all samples, as if each had been a request
+	Goodput    float64  `json:"goodput_rps"`
+	WorstModel string   `json:"worst_model"`
+	Worst      float64  `json:"worst_violations"`
+	Predicted  *float64 `json:"predicted_violations,omitempty"` // by planner simulate
+	Unsound    []string `json:"unsound,omitempty"`              // what the checker has against the plan
+	ReadyS     float64  `json:"ready_s"`                        // from publishing the plan until all of it was served
+	// MissedBy is the share of requests that missed their SLO in each step of the timeline of loadgen: it tells
+	// what a change of plan still did to them.
+	MissedBy    []float64           `json:"missed_by_step,omitempty"`
 	Models      map[string]tryModel `json:"models"`
 	Cores       map[string]float64  `json:"cores"` // busy, by program
 	Utilisation *float64            `json:"gpu_utilisation_percent,omitempty"`
@@ -188,7 +191,7 @@ func (e *evaluation) served() (names []string) {
 
 // rounds groups the arms so that what matters most is measured first and the worker seldom restarts.
 func rounds(all []arm) (groups [][]arm) {
-	for _, names := range [][]string{{"gpulet", "sbp"}, {"elastic", "even"}, {"mps"}, {"streams"}} {
+	for _, names := range [][]string{{"gpulet", "sbp"}, {"elastic", "even"}, {"mps", "uncapped"}, {"streams"}} {
 		var group []arm
 		for _, a := range all {
 			if slices.Contains(names, a.name) {
@@ -222,7 +225,7 @@ func (e *evaluation) cells(ctx context.Context) error {
 		tries := affordable(e.cfg.Common.left(), len(todo)-i, e.cfg.Warmup+e.cfg.Step+switchTime, e.cfg.Tries)
 		c, err := e.cell(ctx, j.mix, j.arm, tries)
 		switch {
-		case ctx.Err() != nil:
+		case err != nil && ctx.Err() != nil:
 			return nil // a cell that was cut short is measured again
 		case err != nil:
 			say("%s %s: %v", j.mix, j.arm.name, err)
@@ -466,6 +469,7 @@ func (t *try) judge(r loadReport, samples map[string]int) {
 		sent += float64(f.Sent) * n
 		missed += float64(f.Violations) * n
 	}
+	t.MissedBy = r.missedBy()
 	t.Violations = missed / max(1, sent)
 	t.Good = t.Violations <= allowed && r.Total.Lost == 0 && r.Total.Sent > 0
 	t.Why = fmt.Sprintf("%.2f%% of %.0f samples missed their SLO, %s %.2f%%", 100*t.Violations, sent, t.WorstModel, 100*t.Worst)

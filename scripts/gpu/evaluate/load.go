@@ -80,6 +80,24 @@ func (r loadReport) worst() (name string, missed float64) {
 	return name, missed
 }
 
+// missedBy is the share of all requests that violated their SLO, for each step of the timeline.
+func (r loadReport) missedBy() []float64 {
+	var sent, missed []float64
+	for _, f := range r.Models {
+		for i, step := range f.Timeline {
+			if i == len(sent) {
+				sent, missed = append(sent, 0), append(missed, 0)
+			}
+			sent[i] += float64(step.Sent)
+			missed[i] += float64(step.Violations)
+		}
+	}
+	for i := range missed {
+		missed[i] /= max(1, sent[i])
+	}
+	return missed
+}
+
 // form is what the requests of a model look like. loadgen sends one form at a time.
 type form struct {
 	body    string // loadgen's --body; "": its own default

@@ -32,6 +32,7 @@ var arms = []arm{
 	{name: "elastic", algorithm: "elastic"},
 	{name: "even", algorithm: "even"},
 	{name: "mps", apart: true, worker: []string{"--uncapped"}},
+	{name: "uncapped", algorithm: "gpulet", planner: []string{"--headroom"}, worker: []string{"--uncapped"}},
 	{name: "streams", worker: []string{"--streams"}},
 }
 
