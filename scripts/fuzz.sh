@@ -30,14 +30,16 @@ mkdir -p "$build"
 touch "$done"
 
 # compile FOLDER: makes its test binary, of fuzz_test.go and, if that is not of an external test
-# package, of the package itself.
+# package, of the files that its line //fuzz:with names, or else of the whole package.
 compile() {
-	local package files=fuzz_test.go
-	package=$(sed -n 's/^package //p' "$1/fuzz_test.go")
+	local files
 	cd "$1" || return
-	[[ $package = *_test ]] || files+=" $(go list -f '{{range .GoFiles}}{{.}} {{end}}{{range .CgoFiles}}{{.}} {{end}}' .)"
+	files=$(sed -n 's|^//fuzz:with ||p' fuzz_test.go)
+	if [[ -z $files ]] && ! grep -q '^package .*_test$' fuzz_test.go; then
+		files=$(go list -f '{{range .GoFiles}}{{.}} {{end}}{{range .CgoFiles}}{{.}} {{end}}' .)
+	fi
 	# shellcheck disable=SC2086 # file names of ours, without spaces
-	go test -c -o "$build/${1//\//-}.test" -fuzz . $files
+	go test -c -o "$build/${1//\//-}.test" -fuzz . fuzz_test.go $files
 }
 
 # fuzz TARGET: runs it and adds a line to $done. Minimising an input that reaches something new takes

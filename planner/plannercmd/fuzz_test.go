@@ -1,3 +1,5 @@
+//fuzz:with catalog.go offlineproblem.go
+
 package plannercmd
 
 import (

@@ -1,3 +1,5 @@
+//fuzz:with body.go outputs.go
+
 package v2
 
 import (

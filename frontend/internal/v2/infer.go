@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"slices"
 	"strconv"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	"github.com/gpulet/gpulet/frontend/internal/inbox"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/model"
-	"github.com/gpulet/gpulet/shared/tensor"
 	"github.com/gpulet/gpulet/shared/wire"
 )
 
@@ -331,22 +329,6 @@ func (s *Server) answer(w http.ResponseWriter, m *model.Model, req wire.V2Reques
 		s.log.Debug("the client left during the answer", "model", m.Name, "error", err)
 	}
 	return nil
-}
-
-// choose returns the wanted outputs in the order in which they are wanted; none wanted means all.
-func choose(outputs []tensor.Tensor, wanted []string) ([]tensor.Tensor, error) {
-	if len(wanted) == 0 {
-		return outputs, nil
-	}
-	chosen := make([]tensor.Tensor, len(wanted))
-	for i, name := range wanted {
-		at := slices.IndexFunc(outputs, func(t tensor.Tensor) bool { return t.Name == name })
-		if at < 0 {
-			return nil, fmt.Errorf("its reply lacks output %q", name)
-		}
-		chosen[i] = outputs[at]
-	}
-	return chosen, nil
 }
 
 func setTiming(h http.Header, t wire.Timing, total time.Duration) {

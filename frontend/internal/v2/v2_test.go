@@ -24,7 +24,7 @@ import (
 
 	"github.com/gpulet/gpulet/frontend/internal/fleet"
 	"github.com/gpulet/gpulet/frontend/internal/frontendtest"
-	"github.com/gpulet/gpulet/frontend/internal/v2"
+	v2 "github.com/gpulet/gpulet/frontend/internal/v2"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/embedded/embeddedtest"
 	"github.com/gpulet/gpulet/shared/plan"
