@@ -13,10 +13,13 @@ import (
 // copies until the old one is gone. Twenty moves are worth one GPU.
 const moveCost = 0.05
 
-// nearCurrent chooses between a fresh plan and one that keeps the current gpu-lets: the one that
-// serves more, else the one with the lower cost in GPUs and moves.
+// nearCurrent chooses between a fresh plan and two that keep the current gpu-lets: the one that serves
+// more, else the one with the lower cost in GPUs and moves.
 func (g *search) nearCurrent(fresh *state) *state {
 	kept := g.keep()
+	if same := g.asItIs(); same != nil && (!kept.complete() || g.cost(same) < g.cost(kept)) {
+		kept = same
+	}
 	fresh.match(g.env.in.Current)
 	switch a, b := kept.goodput(), fresh.goodput(); {
 	case a > b*(1+1e-9):
@@ -32,8 +35,38 @@ func (g *search) nearCurrent(fresh *state) *state {
 
 // cost prices a state by the GPUs it uses and the moves it takes to get there.
 func (g *search) cost(s *state) float64 {
-	res := s.result("", Options{})
-	return float64(res.Plan.GPUsUsed) + moveCost*float64(plan.Diff(*g.env.in.Current, res.Plan).Moves())
+	return float64(s.used()) + moveCost*float64(g.moves(s))
+}
+
+// moves counts the models that a state would load somewhere new.
+func (g *search) moves(s *state) int {
+	return plan.Diff(*g.env.in.Current, s.result("", Options{}).Plan).Moves()
+}
+
+// asItIs keeps every gpu-let, with the same part of its models' rates as in the current plan; nil where
+// that does not carry the rates. It moves nothing, however the plan was found.
+func (g *search) asItIs() *state {
+	s := newState(g.env)
+	s.adopt(g.env.in.Current)
+	s.recount()
+	for gpu, parts := range s.gpus {
+		for i := range parts {
+			for k := range parts[i].slots {
+				sl := &parts[i].slots[k]
+				sl.rate *= g.env.models[sl.m].rate / s.served[sl.m]
+			}
+			parts[i].slots = slices.DeleteFunc(parts[i].slots, func(sl slot) bool { return !(sl.rate > 0) })
+		}
+		parts = slices.DeleteFunc(parts, func(p part) bool { return len(p.slots) == 0 })
+		if len(parts) > 0 && !g.env.settle(g.env.gpus[gpu].class, parts) {
+			return nil
+		}
+		s.gpus[gpu] = parts
+	}
+	if s.recount(); !s.complete() {
+		return nil
+	}
+	return s
 }
 
 // keep starts from the current gpu-lets, gives them the new rates, and only then adds to them.
@@ -53,7 +86,7 @@ func (g *search) keep() *state {
 	return s
 }
 
-// adopt cuts the devices as the current plan does, with what it serves at no rate yet.
+// adopt cuts the devices as the current plan does, at its rates. Nothing of it is settled or counted.
 func (s *state) adopt(current *plan.Plan) {
 	e := s.env
 	device := map[string]int{}
@@ -76,7 +109,7 @@ func (s *state) adopt(current *plan.Plan) {
 		p := part{si: si}
 		for _, a := range old.Models {
 			if m, ok := index[a.Model]; ok && e.tables[e.gpus[gpu].class][m] != nil {
-				p.slots = append(p.slots, slot{m: m})
+				p.slots = append(p.slots, slot{m: m, rate: a.RateRPS})
 			}
 		}
 		s.gpus[gpu] = append(s.gpus[gpu], p)

@@ -30,7 +30,7 @@ func Gpulet(in problem.Input, opt Options) Result {
 	s.trim()
 	s.spread()
 	if opt.Headroom {
-		s.headroom()
+		s = g.headroom(s)
 	}
 	res := s.result("gpulet", opt)
 	if !s.complete() {
@@ -137,22 +137,25 @@ func (g *search) nothingFits() bool {
 
 // forMore plans for rates times factor and then takes back what is too much.
 func (g *search) forMore(factor float64) *state {
-	scaled := *g.env
-	scaled.models = slices.Clone(g.env.models)
-	for m := range scaled.models {
-		scaled.models[m].rate *= factor
-	}
-	h := *g
-	h.env = &scaled
-	f := *g.fill
-	f.env = &scaled
-	h.fill = &f
-	s := newState(&scaled)
+	h := g.scaled(factor)
+	s := newState(h.env)
 	h.construct(s, h.price)
 	g.steps = h.steps
 	s.env = g.env
 	s.trim()
 	return s
+}
+
+// scaled is the search for rates times factor.
+func (g *search) scaled(factor float64) *search {
+	env := *g.env
+	env.models = slices.Clone(g.env.models)
+	for m := range env.models {
+		env.models[m].rate *= factor
+	}
+	h, fill := *g, *g.fill
+	h.env, fill.env, h.fill = &env, &env, &fill
+	return &h
 }
 
 // trim takes back what is served beyond the rates, from the last devices first.

@@ -2,13 +2,162 @@ package pack
 
 import (
 	"cmp"
+	"math"
 	"slices"
 )
 
-// headroom gives what is left of every GPU in use to its gpu-lets: wider shares first, the tightest
-// gpu-let at a time, and then larger batches, as far as every SLO allows. A plan made for its rates alone
-// leaves bursts no room: batches are as small, and gpu-lets as narrow, as the mean asks for.
-func (s *state) headroom() {
+// A plan made for its rates alone leaves bursts no room: batches are as small, and gpu-lets as narrow and
+// few, as the mean asks for.
+
+// Search for the most that the GPUs of a plan carry.
+const (
+	headroomStep  = 1.25 // ratio of the first factors on the rates
+	headroomHalve = 4    // times that the last step is halved
+	headroomMost  = 64   // largest factor: more is of no use
+)
+
+// headroomParts of the most are planned for, the first that moves nothing: so a current plan goes on when
+// the rates have changed a little.
+var headroomParts = [...]float64{0.95, 0.9, 0.85, 0.8}
+
+// headroomLate is the share of late requests from which another cut is looked for: one with more gpu-lets,
+// as a rule, which cost processes and memory.
+const headroomLate = 0.001
+
+// headroom gives what s leaves of the GPUs that it uses to its gpu-lets, or, where bursts would still be
+// late, cuts them anew, for as high a multiple of the rates as they carry.
+func (g *search) headroom(s *state) *state {
+	if s.used() == 0 || !s.complete() {
+		s.handOut()
+		return s
+	}
+	if g.env.in.Current != nil {
+		same := g.asItIs()
+		if same != nil && same.used() <= s.used() && g.moves(same) == 0 {
+			if same.handOut(); g.moves(same) == 0 && same.late() <= 2*headroomLate {
+				return same
+			}
+		}
+	}
+	gpus := s.used()
+	if s.handOut(); s.late() <= headroomLate {
+		return s
+	}
+	more := g.most(gpus)
+	if more == nil {
+		return s
+	}
+	more.spread()
+	if more.handOut(); more.late() >= s.late() {
+		return s
+	}
+	return more
+}
+
+// late estimates the share of requests of the worst model that miss its SLO when they are Poisson
+// streams. A model's gpu-lets, which share its queue, are one server of their capacity μ at the rate λ. Of
+// its SLO, half a duty cycle goes by on average until a request's turn and a batch time until it is
+// answered; what is left, w, a backlog may take, and the backlog exceeds w·μ with probability
+// exp(-2(μ-λ)wμ/λ) in the heavy-traffic limit (Kingman 1961), as in demand.Margin.
+func (s *state) late() float64 {
+	n := len(s.env.models)
+	capacity, wait := make([]float64, n), make([]float64, n) // samples/s; ms x samples/s
+	for _, parts := range s.gpus {
+		for i := range parts {
+			duty := 0.0
+			for _, sl := range parts[i].slots {
+				duty += sl.ms
+			}
+			for _, sl := range parts[i].slots {
+				carries := float64(sl.batch) / duty * 1000
+				capacity[sl.m] += carries
+				wait[sl.m] += carries * (s.env.models[sl.m].slo - sl.ms - duty/2)
+			}
+		}
+	}
+	worst := 0.0
+	for m := range s.env.models {
+		if rate := s.env.models[m].rate; rate > 0 && capacity[m] > 0 {
+			worst = max(worst, min(1, math.Exp(-2*(capacity[m]-rate)*wait[m]/1000/rate)))
+		}
+	}
+	return worst
+}
+
+// most is a plan for a multiple of the rates, near the highest that is found on so many GPUs, with the
+// rates themselves: every model may burst by the same factor. Nil where there is none.
+func (g *search) most(gpus int) *state {
+	best := 1.0
+	for factor, failed := headroomStep, 0; failed < 2 && factor <= headroomMost; factor *= headroomStep {
+		failed++ // the search is not monotone: one failure is not the end
+		if g.planFor(factor, gpus) != nil {
+			best, failed = factor, 0
+		}
+	}
+	low, high := best, best*headroomStep
+	for range headroomHalve {
+		if mid := (low + high) / 2; g.planFor(mid, gpus) != nil {
+			low = mid
+		} else {
+			high = mid
+		}
+	}
+	var first *state
+	for _, part := range headroomParts {
+		factor := low * part
+		if factor <= 1 {
+			break
+		}
+		more := g.planFor(factor, gpus)
+		if more == nil {
+			continue
+		}
+		more.scaleDown(g.env, factor)
+		if g.env.in.Current == nil || g.moves(more) == 0 {
+			return more
+		}
+		if first == nil {
+			first = more
+		}
+	}
+	return first
+}
+
+// planFor is a plan for rates times factor on at most so many GPUs; nil if none is found.
+func (g *search) planFor(factor float64, gpus int) *state {
+	h := g.scaled(factor)
+	s := newState(h.env)
+	h.bulk(s)
+	h.construct(s, h.price)
+	if h.env.in.Current != nil {
+		s = h.nearCurrent(s)
+	}
+	if !s.complete() || s.used() > gpus {
+		return nil
+	}
+	return s
+}
+
+// scaleDown gives a state that was planned for rates times factor the rates of env; its batches stay.
+func (s *state) scaleDown(env *env, factor float64) {
+	s.env = env
+	for gpu, parts := range s.gpus {
+		for i := range parts {
+			for k := range parts[i].slots {
+				sl := &parts[i].slots[k]
+				sl.rate, sl.least = sl.rate/factor, sl.batch
+			}
+		}
+		if len(parts) > 0 {
+			env.settle(env.gpus[gpu].class, parts)
+		}
+	}
+	s.recount()
+}
+
+// handOut gives what is left of every GPU in use to its gpu-lets: wider shares first, the tightest
+// gpu-let at a time, and then larger batches, as far as every SLO allows.
+func (s *state) handOut() {
 	for i, parts := range s.gpus {
 		if len(parts) > 0 {
 			c := s.env.gpus[i].class
