@@ -26,6 +26,7 @@ type Child struct {
 	ExitedAt   time.Time // zero: it runs
 	FaultedAt  time.Time // when it exited because the device failed; zero: it did not
 	Crashes    int       // in a row, of this gpu-let
+	CameUp     bool      // it was ready before it exited
 }
 
 // Fault notes that the process ended because its device failed.
@@ -36,7 +37,7 @@ func (c *Child) Fault(now time.Time, lim Limits) {
 
 // Exit notes that the process ended. Only an exit that nobody asked for is a crash.
 func (c *Child) Exit(now time.Time, lim Limits) {
-	c.ExitedAt = now
+	c.ExitedAt, c.CameUp = now, !c.ReadyAt.IsZero()
 	switch stable := !c.ReadyAt.IsZero() && now.Sub(c.ReadyAt) >= lim.Stable; {
 	case !c.DrainedAt.IsZero():
 		c.Crashes = 0

@@ -41,6 +41,9 @@ type Limits struct {
 	// BackoffMin and BackoffMax bound the wait before a restart. The first crash is restarted at
 	// once, the second waits BackoffMin, then twice as long each time.
 	BackoffMin, BackoffMax time.Duration
+	// BackoffReady bounds that wait where the gpu-let had come up before it crashed: between two crashes
+	// it serves, and what it dies of, if it is a request, dies with it (poison).
+	BackoffReady time.Duration
 	// Stable is how long a gpu-let must have been ready for its crashes to be forgotten.
 	Stable time.Duration
 	// Proven is how long a gpu-let that has crashed again and again must have been ready to replace
@@ -54,12 +57,13 @@ type Limits struct {
 
 // DefaultLimits suit gpu-lets that report every second and load within seconds.
 var DefaultLimits = Limits{
-	BackoffMin: time.Second,
-	BackoffMax: 30 * time.Second,
-	Stable:     10 * time.Second,
-	Proven:     10 * time.Second,
-	Drain:      30 * time.Second,
-	Silence:    20 * time.Second,
+	BackoffMin:   time.Second,
+	BackoffMax:   30 * time.Second,
+	BackoffReady: 2 * time.Second,
+	Stable:       10 * time.Second,
+	Proven:       10 * time.Second,
+	Drain:        30 * time.Second,
+	Silence:      20 * time.Second,
 }
 
 // Verb is what to do.
@@ -332,7 +336,7 @@ func (d *decision) exited(c Child) {
 		d.do(Action{Verb: Forget, ID: c.ID, Reason: "not in the plan"})
 		return
 	}
-	if again := c.ExitedAt.Add(d.lim.backoff(c.Crashes)); d.now.Before(again) {
+	if again := c.ExitedAt.Add(d.lim.backoff(c)); d.now.Before(again) {
 		d.wait(c, again, "backing off after a crash")
 		return
 	}
@@ -355,18 +359,22 @@ func (d *decision) draining(c Child) {
 	d.do(Action{Verb: Kill, ID: c.ID, Reason: "did not drain in time"})
 }
 
-func (l Limits) backoff(crashes int) time.Duration {
-	if crashes <= 1 {
+func (l Limits) backoff(c Child) time.Duration {
+	if c.Crashes <= 1 {
 		return 0
 	}
+	most := l.BackoffMax
+	if c.CameUp {
+		most = l.BackoffReady
+	}
 	wait := l.BackoffMin
-	for range crashes - 2 {
-		if wait >= l.BackoffMax {
+	for range c.Crashes - 2 {
+		if wait >= most {
 			break
 		}
 		wait *= 2
 	}
-	return min(wait, l.BackoffMax)
+	return min(wait, most)
 }
 
 // Wake is when Next should be called again if nothing happens before; zero: never.
