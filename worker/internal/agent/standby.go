@@ -19,6 +19,7 @@ func (a *Agent) launch(id string, cmd *exec.Cmd) (*process, error) {
 		a.standby = nil
 		err := p.become(id, cmd, a.events)
 		if err == nil {
+			a.log.Info("the process that stood by becomes a gpu-let", "gpulet", id, "pid", p.pid())
 			return p, nil
 		}
 		p.discard()
