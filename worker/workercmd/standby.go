@@ -46,6 +46,7 @@ func newStandbyCommand() *cobra.Command {
 func standBy(cmd *cobra.Command, cfg *standbyConfig) error {
 	// What only waits has nothing to drain.
 	unhook := context.AfterFunc(cmd.Context(), func() { os.Exit(cli.ExitOK) })
+	defer unhook()
 	if err := engine.Preload(cfg.Engine.Engine, engine.Options{Library: cfg.Engine.EngineLib, Threads: len(cfg.Cores)}); err != nil {
 		return err
 	}
