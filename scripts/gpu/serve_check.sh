@@ -63,12 +63,12 @@ bin/planner status || true
 say "one gpu-let killed under load"
 load killed 8 &
 sleep 3
-pkill -9 -o -f 'worker gpulet' && date +%T.%N
+pkill -9 -o -f 'worker (gpulet|standby)' && date +%T.%N
 wait $!
 bin/planner status || true
 
 say "stopping"
 finish
 nvidia-smi --query-compute-apps=pid,name,used_memory --format=csv || true
-pgrep -af 'nvidia-cuda-mps|worker gpulet' || echo "nothing is left"
+pgrep -af 'nvidia-cuda-mps|worker (gpulet|standby)' || echo "nothing is left"
 grep -hE 'level=(WARN|ERROR)' "$out"/*.log | head -n 40 || true

@@ -86,7 +86,7 @@ func newHost(ctx context.Context, cfg *runConfig, log *slog.Logger) (*host, erro
 	}
 	if cfg.standsBy(h.Inventory.Kind) {
 		h.Standby = func() *exec.Cmd {
-			cmd := exec.Command(program, append([]string{"standby"}, cfg.Engine.args()...)...)
+			cmd := exec.Command(program, standbyArgs(cfg, h.Inventory.Cores)...)
 			cmd.Env = gpuletEnv()
 			h.demote(cmd, cfg.Bus)
 			return cmd
@@ -254,6 +254,15 @@ func gpuletArgs(cfg *runConfig, kind device.Kind, s agent.Start) []string {
 	}
 	if len(s.Cores) > 0 {
 		args = append(args, "--cores", joinInts(s.Cores))
+	}
+	return args
+}
+
+// standbyArgs are the arguments of a process that stands by on a host whose gpu-lets share these cores.
+func standbyArgs(cfg *runConfig, cores []int) []string {
+	args := append([]string{"standby"}, cfg.Engine.args()...)
+	if len(cores) > 0 {
+		args = append(args, "--cores", joinInts(cores))
 	}
 	return args
 }

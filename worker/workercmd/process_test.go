@@ -23,6 +23,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/gpulet/gpulet/shared/bus"
+	"github.com/gpulet/gpulet/shared/cli"
 	"github.com/gpulet/gpulet/shared/embedded"
 	"github.com/gpulet/gpulet/shared/embedded/embeddedtest"
 	"github.com/gpulet/gpulet/shared/model"
@@ -906,6 +907,44 @@ func TestHelpShowsExamples(t *testing.T) {
 	}
 	if newRunCommand().Flags().Lookup("metrics-addr").DefValue != ":8003" {
 		t.Error("metrics are not on :8003 by default")
+	}
+}
+
+func TestAProcessThatStandsByEndsWhenTold(t *testing.T) {
+	cmd := exec.Command(os.Args[0], "standby", "--engine", "ref", "--engine-lib", enginetest.ReferenceLibrary(t))
+	cmd.Env = append(os.Environ(), asWorker+"=1")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stuck := time.AfterFunc(60*time.Second, func() { _ = cmd.Process.Kill() })
+	defer stuck.Stop()
+	// More than a pipe holds: once that is written, it is being read.
+	if _, err := in.Write(bytes.Repeat([]byte("x"), 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ended with %v: expected success", err)
+	}
+}
+
+func TestWhatStandsByOnACPUKnowsItsCores(t *testing.T) {
+	// OpenMP reads these settings when the engine's library is loaded, and wastes cores without them.
+	t.Setenv("OMP_WAIT_POLICY", "")
+	args := standbyArgs(&runConfig{Engine: engineConfig{Engine: "ref", EngineLib: enginetest.ReferenceLibrary(t)}}, []int{0, 1})
+	root := newRootCommand()
+	root.SetIn(strings.NewReader(""))
+	if code := cli.Run(t.Context(), root, args, io.Discard, os.Stderr); code != 0 {
+		t.Fatalf("worker %s: exit code %d", args, code)
+	}
+	if got := os.Getenv("OMP_WAIT_POLICY"); got != "passive" {
+		t.Errorf("OpenMP waits %q: expected passive", got)
 	}
 }
 

@@ -87,8 +87,9 @@ func newRunCommand() *cobra.Command {
 		Long: `The agent finds this host's devices, starts one process per gpu-let that the plan puts here,
 restarts those that crash, and reports what runs. On GPUs it runs one MPS daemon each, or adopts one
 that is there; GPUs in MIG mode or used by other processes are left alone, unless they are named. On
-a CPU it measures the registered models first, a few seconds each, and keeps the figures. While the planner or NATS is away, gpu-lets go on with
-the last plan.
+a CPU it measures the registered models first, a few seconds each, and keeps the figures. While the
+planner or NATS is away, gpu-lets go on with the last plan. On GPUs one more process stands by, with
+the engine's libraries loaded, and becomes the next gpu-let (--standby).
 
 The first SIGINT or SIGTERM drains all gpu-lets and exits; the second kills them.`,
 		Example: `  worker run

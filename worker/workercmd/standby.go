@@ -1,6 +1,7 @@
 package workercmd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,8 +15,17 @@ import (
 	"github.com/gpulet/gpulet/worker/internal/link"
 )
 
+// standbyConfig are the settings of `worker standby`. The agent sets them all.
+type standbyConfig struct {
+	Engine engineConfig
+	Cores  []int `env:"CORES" usage:"cores that the gpu-let will get some of (default: all)"`
+}
+
+// Validate reports the first setting that makes no sense.
+func (c *standbyConfig) Validate() error { return c.Engine.Validate() }
+
 func newStandbyCommand() *cobra.Command {
-	cfg := &engineConfig{}
+	cfg := &standbyConfig{}
 	cmd := &cobra.Command{
 		Use:    "standby",
 		Short:  "Load the engine's library and wait to become a gpu-let (started by the agent)",
@@ -33,11 +43,17 @@ func newStandbyCommand() *cobra.Command {
 
 // standBy becomes the command that the line on its standard input says. CUDA reads a process's share of
 // the GPU from its environment when it makes a context, which has not happened until then.
-func standBy(cmd *cobra.Command, cfg *engineConfig) error {
-	if err := engine.Preload(cfg.Engine, engine.Options{Library: cfg.EngineLib}); err != nil {
+func standBy(cmd *cobra.Command, cfg *standbyConfig) error {
+	// What only waits has nothing to drain.
+	unhook := context.AfterFunc(cmd.Context(), func() { os.Exit(cli.ExitOK) })
+	defer unhook()
+	if err := engine.Preload(cfg.Engine.Engine, engine.Options{Library: cfg.Engine.EngineLib, Threads: len(cfg.Cores)}); err != nil {
 		return err
 	}
 	b, err := link.ReadBecome(cmd.InOrStdin())
+	if !unhook() {
+		return nil
+	}
 	if errors.Is(err, io.EOF) {
 		return nil // the agent has gone
 	}

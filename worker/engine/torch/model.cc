@@ -203,6 +203,7 @@ void gle_model::prepare(const gle_input* inputs, int32_t n_inputs) {
   exact.samples = exact.padded = gle::samples_of(inputs, n_inputs);
   if (exact.samples < 1) throw Error(GLE_EINVAL, "prepare: inputs without a batch dimension");
   exact.kind = gle::kind_of(inputs, n_inputs);
+  const std::lock_guard<std::mutex> turn(preparing_);
   const int64_t before = gle::reserved_bytes(device_);
   // A GPU runs this beside other batches; on a CPU it would only take their cores.
   const bool beside = device_.is_cuda() && archive_->reentrant();

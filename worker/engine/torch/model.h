@@ -65,6 +65,8 @@ struct gle_model {
   // Serialises run, run_staged, info and the capturing of prepare, and guards all that has no lock
   // of its own; stage does not take it.
   std::mutex mu_;
+  // Prepares take turns, or two would both count the memory that either takes. Locked before mu_.
+  std::mutex preparing_;
   at::Device device_;
   bool pad_always_;
   bool eager_;

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"io"
 	"os/exec"
 	"reflect"
 	"slices"
@@ -18,10 +19,12 @@ func (a *Agent) launch(id string, cmd *exec.Cmd) (*process, error) {
 		a.standby = nil
 		err := p.become(id, cmd, a.events)
 		if err == nil {
+			a.log.Info("the process that stood by becomes a gpu-let", "gpulet", id, "pid", p.pid())
 			return p, nil
 		}
-		a.log.Warn("the process that stood by is of no use, starting another", "gpulet", id, "pid", p.pid(), "error", err)
 		p.discard()
+		a.log.Warn("the process that stood by is of no use, starting another", "gpulet", id, "pid", p.pid(), "error", err,
+			"exit", p.cmd.ProcessState.String(), "last_words", p.words.String())
 	}
 	return startProcess(id, cmd, a.events, a.log)
 }
@@ -87,9 +90,10 @@ func (p *process) ended() bool {
 	return err != nil || info.Signo != 0
 }
 
-// discard ends a process that nobody listens to.
+// discard ends a process that nobody listens to, and keeps its last words.
 func (p *process) discard() {
 	p.kill()
+	p.forward(p.stderr, io.Discard)
 	_ = p.cmd.Wait()
 	close(p.gone)
 	p.closeBox()

@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -104,6 +107,21 @@ func TestAGpuletStartsWithoutWhatStoodBy(t *testing.T) {
 				t.Errorf("the gpu-let is %q: expected a fresh process", r.Detail)
 			}
 		})
+	}
+}
+
+func TestSaysWhyNothingStandsByAnyMore(t *testing.T) {
+	a := newStandby(t, "echo no such library >&2; exit 3")
+	var log bytes.Buffer
+	a.log = slog.New(slog.NewTextHandler(&log, nil))
+	_ = unix.Waitid(unix.P_PID, a.standby.pid(), nil, unix.WEXITED|unix.WNOWAIT, nil)
+	if r := comesUp(t, a); r.Detail != "fresh" {
+		t.Errorf("the gpu-let is %q: expected a fresh process", r.Detail)
+	}
+	for _, want := range []string{"level=WARN", "exit status 3", "no such library"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("log %s: expected %s", log.String(), want)
+		}
 	}
 }
 

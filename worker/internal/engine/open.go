@@ -47,7 +47,7 @@ func openNative(name string, o Options) (Engine, error) {
 }
 
 // Preload loads an engine's library, which takes most of Open's time, for an Open with the same options
-// later on. It touches no device.
+// later on, or with fewer threads. It touches no device.
 func Preload(name string, o Options) error {
 	if name != Torch && name != Reference {
 		return nil
