@@ -643,3 +643,15 @@ func TestMissesAreCountedByStepOverAllModels(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestStolenTimeIsRead(t *testing.T) {
+	for stat, want := range map[string]time.Duration{
+		"cpu  10 20 30 40 50 60 70 80 90 100\ncpu0 1 2 3 4 5 6 7 8 9 10\n": 800 * time.Millisecond,
+		"cpu  10 20\n": 0,
+		"":             0,
+	} {
+		if got := stealOf([]byte(stat)); got != want {
+			t.Errorf("%q: %v: expected %v", stat, got, want)
+		}
+	}
+}

@@ -129,7 +129,8 @@ type try struct {
 	// what a change of plan still did to them.
 	MissedBy    []float64           `json:"missed_by_step,omitempty"`
 	Models      map[string]tryModel `json:"models"`
-	Cores       map[string]float64  `json:"cores"` // busy, by program
+	Cores       map[string]float64  `json:"cores"`        // busy, by program
+	Stolen      float64             `json:"stolen_cores"` // that the host of a virtual machine gave to others
 	Utilisation *float64            `json:"gpu_utilisation_percent,omitempty"`
 	Plan        plan.Plan           `json:"plan"`
 }
@@ -436,7 +437,7 @@ func (x *attempt) try(ctx context.Context, total float64) (try, error) {
 		t.Unsound = problems
 	}
 	x.smi.take()
-	before, begin := x.site.cpu(), time.Now()
+	before, stolenBefore, begin := x.site.cpu(), stolen(), time.Now()
 	r, client, err := x.site.send(ctx, load{
 		rates: scaled(x.parts, total), samples: x.samples, warmup: x.cfg.Warmup, duration: x.cfg.Step, body: x.cfg.Body, pictures: x.pictures, seed: x.cfg.Common.Seed,
 	})
@@ -445,6 +446,7 @@ func (x *attempt) try(ctx context.Context, total float64) (try, error) {
 	}
 	after := x.site.cpu()
 	after["loadgen"] = client
+	t.Stolen = (stolen() - stolenBefore).Seconds() / time.Since(begin).Seconds()
 	t.Cores, t.Utilisation = after.cores(before, time.Since(begin)), x.smi.take()
 	t.judge(r, x.samples)
 	return t, nil

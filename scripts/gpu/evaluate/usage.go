@@ -60,6 +60,24 @@ func (after cpuTimes) cores(before cpuTimes, span time.Duration) map[string]floa
 	return busy
 }
 
+// stolen reads the time that this virtual machine's cores wanted to run and its host let others; zero where
+// the kernel does not tell.
+func stolen() time.Duration {
+	data, _ := os.ReadFile("/proc/stat")
+	return stealOf(data)
+}
+
+// stealOf is the eighth figure of the first line of /proc/stat.
+func stealOf(stat []byte) time.Duration {
+	line, _, _ := bytes.Cut(stat, []byte("\n"))
+	f := bytes.Fields(line)
+	if len(f) < 9 || string(f[0]) != "cpu" {
+		return 0
+	}
+	n, _ := strconv.ParseInt(string(f[8]), 10, 64)
+	return time.Duration(n) * tick
+}
+
 // sampler reads the utilisation of the GPU several times a second, where nvidia-smi is there.
 type sampler struct {
 	cmd *exec.Cmd
