@@ -8,7 +8,9 @@
 #
 # A target is built from its folder's fuzz_test.go alone, without the other tests: after every
 # execution Go reads the counters of all the code in the binary, and with all that tests need
-# (servers, comparing, HTTP) that has taken several times as long as what is tried.
+# (servers, comparing, HTTP) that has taken several times as long as what is tried. Where the rest of
+# the package is too much as well, a first line of fuzz_test.go names the files that it takes:
+#   //fuzz:with body.go outputs.go
 set -uo pipefail
 cd "$(dirname "$0")/.."
 again=1 jobs=$(nproc)
@@ -20,14 +22,22 @@ while getopts cj: option; do
 	esac
 done
 shift $((OPTIND - 1))
+if ! [[ $jobs =~ ^[1-9][0-9]*$ ]]; then
+	echo "fuzz.sh: -j $jobs: expected a number of at least 1" >&2
+	exit 2
+fi
 time=${1:-30s}
 choose=$(IFS='|' && echo "${*:2}")
 root=$PWD
 build=$root/build/fuzz
 done=$root/build/fuzz-$time.tsv # target, executions, seconds, inputs that reached something new, result
 mkdir -p "$build"
-[ $again = 0 ] || : >"$done"
 touch "$done"
+if [ $again = 0 ]; then
+	sed -i '/\tok$/!d' "$done"
+else
+	: >"$done"
+fi
 
 # compile FOLDER: makes its test binary, of fuzz_test.go and, if that is not of an external test
 # package, of the files that its line //fuzz:with names, or else of the whole package.
@@ -46,8 +56,7 @@ compile() {
 # up to a minute by default, in which nothing is tried; inputs are small here without it.
 fuzz() {
 	local log folder=${1%.*} name=${1##*.} start=$SECONDS result=ok execs new
-	log=$build/$1.log
-	log=${log//$folder/${folder//\//-}}
+	log=$build/${folder//\//-}.$name.log
 	(cd "$folder" && GOMAXPROCS=1 "$build/${folder//\//-}.test" -test.run '^$' -test.fuzz "^$name\$" \
 		-test.fuzztime "$time" -test.fuzzminimizetime 100x -test.parallel 1 -test.timeout 0 \
 		-test.fuzzcachedir "$build/cache/${folder//\//-}") >"$log" 2>&1 || result=CRASH
@@ -58,7 +67,12 @@ fuzz() {
 	printf '%s\t%s\t%s\t%s\t%s\n' "$1" "${execs:-0}" $((SECONDS - start)) "${new:-0}" $result | tee -a "$done"
 }
 
-targets=$(git grep --untracked -oE -e '^func Fuzz[A-Za-z0-9_]+' -- '*fuzz_test.go' | sed -E 's|/[^/]*:func |.|' | grep -E -e "$choose")
+stray=$(git grep --untracked -lE -e '^func Fuzz' -- '*_test.go' | grep -v '/fuzz_test\.go$')
+if [ -n "$stray" ]; then
+	echo "fuzz.sh: fuzz targets belong in their folder's fuzz_test.go, not in ${stray//$'\n'/ }" >&2
+	exit 1
+fi
+targets=$(git grep --untracked -oE -e '^func Fuzz[A-Za-z0-9_]+' -- '*/fuzz_test.go' | sed -E 's|/[^/]*:func |.|' | grep -E -e "$choose")
 if [ -z "$targets" ]; then
 	echo "fuzz.sh: no fuzz target matches $choose" >&2
 	exit 1
@@ -66,6 +80,9 @@ fi
 for folder in $(printf '%s\n' "$targets" | sed 's/\.[^.]*$//' | sort -u); do
 	(compile "$folder") || exit 1
 done
+# Every target is a process group, to be ended as a whole: one that is interrupted has not passed.
+set -m
+trap 'for job in $(jobs -rp); do kill -- "-$job"; done; exit 130' INT TERM
 for target in $targets; do
 	grep -q "^$target	.*ok\$" "$done" && continue
 	while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done

@@ -25,7 +25,7 @@ type planConfig struct {
 	Rates     string `env:"RATES" usage:"rates, model=req/s,..."`
 	RatesFile string `env:"RATES_FILE" usage:"file of model,rate lines"`
 	Algorithm string `env:"ALGORITHM" envDefault:"gpulet" usage:"packing algorithm"`
-	Headroom  bool   `env:"HEADROOM" usage:"give what is left of the GPUs in use to their gpu-lets, as wider shares and larger batches: room for bursts (gpulet)"`
+	Headroom  bool   `env:"HEADROOM" usage:"give what is left of the GPUs in use to their gpu-lets, or cut as many GPUs for a multiple of the rates: room for bursts (gpulet)"`
 	Original  bool   `env:"ORIGINAL" envDefault:"false" usage:"elastic only: as the published prototype, with its two gpu-lets a GPU and its unsound plans"`
 	Current   string `env:"CURRENT" usage:"plan document that runs now, to stay close to"`
 	Format    string `env:"FORMAT" envDefault:"table" usage:"table, json or modellist"`

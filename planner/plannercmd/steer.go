@@ -18,7 +18,7 @@ type steerConfig struct {
 	Algorithm string `env:"ALGORITHM" envDefault:"gpulet" usage:"packing algorithm"`
 	// Headroom gives what a plan leaves of its GPUs to their gpu-lets. Bursts find room then; but when
 	// rates change, gpu-lets have to be narrowed that would else have stayed.
-	Headroom bool `env:"HEADROOM" usage:"give what is left of the GPUs in use to their gpu-lets, as wider shares and larger batches: room for bursts (gpulet)"`
+	Headroom bool `env:"HEADROOM" usage:"give what is left of the GPUs in use to their gpu-lets, or cut as many GPUs for a multiple of the rates: room for bursts (gpulet)"`
 	// Interference plans for the slowdown by neighbours on a GPU.
 	Interference bool `env:"INTERFERENCE" envDefault:"true" usage:"plan for the slowdown by neighbours on a GPU"`
 	// Buffer multiplies every predicted latency: a reserve for what a profile does not see.

@@ -82,6 +82,7 @@ const (
 // kinds that there are, in equal parts. Models that more GPUs do not help are left aside.
 func (c Config) desired(s solution) int {
 	in := s.in.only(false)
+	c.Options.Headroom = false // how many GPUs would do is asked, not how they are cut
 	left := homeless(in, s.plan)
 	in.Models = slices.DeleteFunc(slices.Clone(in.Models), func(m problem.Model) bool { return left[m.Name] })
 	asked, have := 0.0, 0.0

@@ -38,8 +38,11 @@ func (g *search) cost(s *state) float64 {
 	return float64(s.used()) + moveCost*float64(g.moves(s))
 }
 
-// moves counts the models that a state would load somewhere new.
+// moves counts the models that a state would load somewhere new; none without a current plan.
 func (g *search) moves(s *state) int {
+	if g.env.in.Current == nil {
+		return 0
+	}
 	return plan.Diff(*g.env.in.Current, s.result("", Options{}).Plan).Moves()
 }
 

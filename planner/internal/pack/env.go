@@ -34,6 +34,8 @@ type model struct {
 	slo   float64 // ms
 	rate  float64 // samples/s
 	worth float64
+
+	offline bool // it bursts at no time: it waits
 }
 
 // class is a set of interchangeable GPUs.
@@ -80,7 +82,7 @@ func newEnv(in *problem.Input) *env {
 		if !(rate > 0) || math.IsInf(rate, 0) {
 			rate = 0
 		}
-		e.models = append(e.models, model{m.Name, float64(m.SLO) / float64(time.Millisecond), rate, m.Worth()})
+		e.models = append(e.models, model{m.Name, float64(m.SLO) / float64(time.Millisecond), rate, m.Worth(), m.Offline})
 	}
 	e.addGPUs(in)
 	for c := range e.classes {

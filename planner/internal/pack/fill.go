@@ -157,6 +157,27 @@ func (f *filler) fill(c int, d demand) ([]part, float64) {
 			best, worth = parts, v
 		}
 	}
+	if best == nil {
+		return f.lone(c, d)
+	}
+	return best, worth
+}
+
+// lone is the single gpu-let, with the GPU to itself, that is worth most: for models that have no place
+// beside others, and that run faster on a part of the GPU than on all of it.
+func (f *filler) lone(c int, d demand) ([]part, float64) {
+	var best []part
+	worth := 0.0
+	for k, m := range d.models {
+		for si := range f.env.classes[c].shares {
+			rate, _ := f.env.best(c, m, si, 0, false)
+			rate = min(rate, d.left[k])
+			parts := []part{{si, []slot{{m: m, rate: rate}}}}
+			if v := d.price[k] * rate; v > worth*(1+1e-9) && f.env.settle(c, parts) {
+				best, worth = parts, v
+			}
+		}
+	}
 	return best, worth
 }
 
@@ -430,9 +451,26 @@ func (f *filler) prices() []float64 {
 				}
 			}
 		}
+		if math.IsInf(cost, 1) { // beside others; alone on a GPU, a part of it may be faster than all of it
+			if rate := e.aloneBest(m); rate > 0 {
+				cost = 1 / rate
+			}
+		}
 		if !math.IsInf(cost, 1) {
 			out[m] = cost
 		}
 	}
 	return out
+}
+
+// aloneBest is the most that a gpu-let with a GPU to itself gives model m, on any share of any class.
+func (e *env) aloneBest(m int) float64 {
+	most := 0.0
+	for c := range e.classes {
+		for si := range e.classes[c].shares {
+			rate, _ := e.best(c, m, si, 0, false)
+			most = max(most, rate)
+		}
+	}
+	return most
 }

@@ -146,12 +146,14 @@ func (g *search) forMore(factor float64) *state {
 	return s
 }
 
-// scaled is the search for rates times factor.
+// scaled is the search for rates times factor, those of offline models aside.
 func (g *search) scaled(factor float64) *search {
 	env := *g.env
 	env.models = slices.Clone(g.env.models)
 	for m := range env.models {
-		env.models[m].rate *= factor
+		if !env.models[m].offline {
+			env.models[m].rate *= factor
+		}
 	}
 	h, fill := *g, *g.fill
 	h.env, fill.env, h.fill = &env, &env, &fill

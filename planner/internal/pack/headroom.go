@@ -16,47 +16,66 @@ const (
 	headroomMost  = 64   // largest factor: more is of no use
 )
 
-// headroomParts of the most are planned for, the first that moves nothing: so a current plan goes on when
-// the rates have changed a little.
+// headroomParts of the most are planned for, and the best is taken: so a current plan goes on when the rates
+// have changed a little.
 var headroomParts = [...]float64{0.95, 0.9, 0.85, 0.8}
 
 // headroomLate is the share of late requests from which another cut is looked for: one with more gpu-lets,
-// as a rule, which cost processes and memory.
-const headroomLate = 0.001
+// as a rule, which cost processes and memory. headroomStays is how many times as many may be late by a cut
+// that is there already, in place of one that moves more.
+const (
+	headroomLate  = 0.001
+	headroomStays = 2
+)
 
 // headroom gives what s leaves of the GPUs that it uses to its gpu-lets, or, where bursts would still be
-// late, cuts them anew, for as high a multiple of the rates as they carry.
+// late, cuts as many GPUs anew, for as high a multiple of the rates as they carry.
 func (g *search) headroom(s *state) *state {
-	if s.used() == 0 || !s.complete() {
-		s.handOut()
+	gpus, enough := s.used(), headroomLate
+	s.handOut()
+	if gpus == 0 || !s.complete() {
 		return s
 	}
-	if g.env.in.Current != nil {
-		same := g.asItIs()
-		if same != nil && same.used() <= s.used() && g.moves(same) == 0 {
-			if same.handOut(); g.moves(same) == 0 && same.late() <= 2*headroomLate {
-				return same
-			}
-		}
+	if same := g.stays(gpus); same != nil && same.late() <= headroomStays*max(s.late(), headroomLate) {
+		s, enough = same, headroomStays*headroomLate
 	}
-	gpus := s.used()
-	if s.handOut(); s.late() <= headroomLate {
+	if s.late() <= enough {
 		return s
 	}
-	more := g.most(gpus)
-	if more == nil {
-		return s
+	if more := g.most(gpus); more != nil && g.better(more, s) {
+		return more
 	}
-	more.spread()
-	if more.handOut(); more.late() >= s.late() {
-		return s
-	}
-	return more
+	return s
 }
 
-// late estimates the share of requests of the worst model that miss its SLO when they are Poisson
-// streams. A model's gpu-lets, which share its queue, are one server of their capacity μ at the rate λ. Of
-// its SLO, half a duty cycle goes by on average until a request's turn and a batch time until it is
+// better reports whether fewer are late by a than by b, by far fewer where a moves more.
+func (g *search) better(a, b *state) bool {
+	late := a.late()
+	if g.moves(a) > g.moves(b) {
+		late *= headroomStays
+	}
+	return late < b.late()
+}
+
+// stays is the current plan with all that it leaves handed out, if that carries the rates on at most so
+// many GPUs and moves nothing; else nil.
+func (g *search) stays(gpus int) *state {
+	if g.env.in.Current == nil {
+		return nil
+	}
+	s := g.asItIs()
+	if s == nil || s.used() > gpus {
+		return nil
+	}
+	if s.handOut(); g.moves(s) > 0 {
+		return nil
+	}
+	return s
+}
+
+// late estimates the share of requests of the worst model, offline ones aside, that miss its SLO when they
+// are Poisson streams. A model's gpu-lets, which share its queue, are one server of their capacity μ at the
+// rate λ. Of its SLO, half a duty cycle goes by on average until a request's turn and a batch time until it is
 // answered; what is left, w, a backlog may take, and the backlog exceeds w·μ with probability
 // exp(-2(μ-λ)wμ/λ) in the heavy-traffic limit (Kingman 1961), as in demand.Margin.
 func (s *state) late() float64 {
@@ -77,7 +96,7 @@ func (s *state) late() float64 {
 	}
 	worst := 0.0
 	for m := range s.env.models {
-		if rate := s.env.models[m].rate; rate > 0 && capacity[m] > 0 {
+		if rate := s.env.models[m].rate; rate > 0 && capacity[m] > 0 && !s.env.models[m].offline {
 			worst = max(worst, min(1, math.Exp(-2*(capacity[m]-rate)*wait[m]/1000/rate)))
 		}
 	}
@@ -85,7 +104,8 @@ func (s *state) late() float64 {
 }
 
 // most is a plan for a multiple of the rates, near the highest that is found on so many GPUs, with the
-// rates themselves: every model may burst by the same factor. Nil where there is none.
+// rates themselves and all that it leaves handed out: every model may burst by the same factor. Nil where
+// there is none.
 func (g *search) most(gpus int) *state {
 	best := 1.0
 	for factor, failed := headroomStep, 0; failed < 2 && factor <= headroomMost; factor *= headroomStep {
@@ -102,7 +122,7 @@ func (g *search) most(gpus int) *state {
 			high = mid
 		}
 	}
-	var first *state
+	var least *state
 	for _, part := range headroomParts {
 		factor := low * part
 		if factor <= 1 {
@@ -112,23 +132,28 @@ func (g *search) most(gpus int) *state {
 		if more == nil {
 			continue
 		}
-		more.scaleDown(g.env, factor)
-		if g.env.in.Current == nil || g.moves(more) == 0 {
-			return more
-		}
-		if first == nil {
-			first = more
+		more.scaleDown(g.env)
+		more.spread()
+		more.handOut()
+		if least == nil || g.better(more, least) {
+			least = more
 		}
 	}
-	return first
+	return least
 }
 
-// planFor is a plan for rates times factor on at most so many GPUs; nil if none is found.
+// planFor is a plan for rates times factor on at most so many GPUs; nil if none is found, or is far.
 func (g *search) planFor(factor float64, gpus int) *state {
 	h := g.scaled(factor)
 	s := newState(h.env)
 	h.bulk(s)
 	h.construct(s, h.price)
+	if h.lack(s) > 1 { // GPUs: no search makes up for as much
+		return nil
+	}
+	if h.budget > 0 {
+		h.repair(s, h.budget/4, h.lack)
+	}
 	if h.env.in.Current != nil {
 		s = h.nearCurrent(s)
 	}
@@ -138,14 +163,15 @@ func (g *search) planFor(factor float64, gpus int) *state {
 	return s
 }
 
-// scaleDown gives a state that was planned for rates times factor the rates of env; its batches stay.
-func (s *state) scaleDown(env *env, factor float64) {
+// scaleDown gives a state that was planned for higher rates those of env; its batches stay.
+func (s *state) scaleDown(env *env) {
+	high := s.env.models
 	s.env = env
 	for gpu, parts := range s.gpus {
 		for i := range parts {
 			for k := range parts[i].slots {
 				sl := &parts[i].slots[k]
-				sl.rate, sl.least = sl.rate/factor, sl.batch
+				sl.rate, sl.least = sl.rate*env.models[sl.m].rate/high[sl.m].rate, sl.batch
 			}
 		}
 		if len(parts) > 0 {

@@ -30,7 +30,8 @@ type Options struct {
 	Original bool
 	// Explain asks for Result.Explain and Result.Bound.
 	Explain bool
-	// Headroom gives what is left of the GPUs in use to their gpu-lets, for bursts (gpulet).
+	// Headroom gives what is left of the GPUs in use to their gpu-lets, or cuts as many GPUs for a
+	// multiple of the rates: for bursts (gpulet).
 	Headroom bool
 }
 

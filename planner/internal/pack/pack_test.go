@@ -316,6 +316,30 @@ func TestReasonNamesTheLeastPossibleSLO(t *testing.T) {
 	}
 }
 
+// TestServesAModelThatOnlyFitsAloneOnAPart: a profile need not fall with the share, and neighbours cost
+// time; half of a GPU of which the rest stays free may be the one place within an SLO.
+func TestServesAModelThatOnlyFitsAloneOnAPart(t *testing.T) {
+	set := shipped(t)
+	predict, err := interference.New(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, gpus := range []int{1, 2 * baselinesUpTo} {
+		in := problem.Input{
+			Profiles: set, Interference: predict, Buffer: 1.1,
+			Models: []problem.Model{{Name: "googlenet", SLO: 2 * time.Millisecond, Rate: 500}},
+		}
+		for i := range gpus {
+			in.GPUs = append(in.GPUs, problem.GPU{Host: "h", Index: i, Type: "h100"})
+		}
+		res := Gpulet(in, Options{})
+		mustBeSound(t, in, res.Plan)
+		if b := Bound(in); !check.Complete(res.Plan) || res.Plan.GPUsUsed != 1 || b > 1 {
+			t.Errorf("of %d GPUs: %+v, bound %v: expected the model on a part of one, and a bound of no more", gpus, res.Plan, b)
+		}
+	}
+}
+
 func TestSpreadsAModelOverGPUs(t *testing.T) {
 	set := shipped(t)
 	in := turing(t, set, 2, map[string]float64{"resnet50": 400, "googlenet": 1100, "ssd-mobilenetv1": 480, "mobilenet_v2": 1100}, true)
