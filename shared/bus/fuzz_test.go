@@ -37,6 +37,7 @@ func FuzzDocuments(f *testing.F) {
 	f.Add(uint8(0), "", "18446744073709551615", "2026-01-02T03:04:05Z", "DEL", []byte(nil))
 	f.Add(uint8(0), "", "7", "2026-01-02T03:04:05Z", "", []byte(`{"gpulets":[{"id":"a","host":"h","share":5,"models":[{"model":"m","batch":1}]}],"unserved":{"x":1}}`))
 	f.Add(uint8(7), "", "7", "2026-01-02T03:04:05Z", "", []byte(`{"name":"m","slo":5000000,"inputs":[{"name":"x","dtype":"FP32","shape":[-1,2]}]}`))
+	f.Add(uint8(7), "", "0", "2026-01-02T3:04:05Z", "", []byte(`{"name":"m","slo":5000000,"inputs":[{"name":"x","dtyp":"FP32","shape":[-1,2]}]}`))
 	f.Fuzz(func(t *testing.T, kind uint8, status, seq, stamp, op string, value []byte) {
 		e, err := kvEntry("B", "k", &nats.Msg{Data: value, Header: nats.Header{
 			"Status": {status}, headerSequence: {seq}, headerTime: {stamp}, headerKVOp: {op},

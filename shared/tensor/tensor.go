@@ -4,6 +4,7 @@
 package tensor
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 	"slices"
@@ -96,6 +97,18 @@ func (d *DType) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
+// UnmarshalJSON is UnmarshalText for a JSON string; null, which would leave d as it was, is refused.
+func (d *DType) UnmarshalJSON(data []byte) error {
+	var name *string
+	if err := json.Unmarshal(data, &name); err != nil {
+		return fmt.Errorf("dtype: %w", err)
+	}
+	if name == nil {
+		return fmt.Errorf("dtype: found null: expected one of %s", knownDTypes())
+	}
+	return d.UnmarshalText([]byte(*name))
+}
+
 // Tensor is a named, dense, row-major, little-endian buffer. Shape includes the batch dimension.
 // Data may alias the message it was decoded from and must not be written to.
 type Tensor struct {
@@ -147,6 +160,18 @@ type Spec struct {
 	Shape []int64 `yaml:"shape,flow" json:"shape"`
 	// Also are further types that a tensor may come in; whoever takes it converts it.
 	Also []DType `yaml:"-" json:"-"`
+}
+
+// UnmarshalJSON refuses a tensor without a type, which nobody could write again.
+func (s *Spec) UnmarshalJSON(data []byte) error {
+	type plain Spec
+	if err := json.Unmarshal(data, (*plain)(s)); err != nil {
+		return err
+	}
+	if s.DType == Invalid {
+		return fmt.Errorf("tensor %q: no dtype: expected one of %s", s.Name, knownDTypes())
+	}
+	return nil
 }
 
 // Accepts reports whether a tensor may come in type d.

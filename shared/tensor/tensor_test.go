@@ -124,3 +124,23 @@ func TestSpecCheck(t *testing.T) {
 		}
 	}
 }
+
+func TestJSONWithoutADTypeIsRefused(t *testing.T) {
+	for doc, want := range map[string]string{
+		`{"name":"x","dtype":"FP32","shape":[-1,2]}`: "",
+		`{"name":"x","shape":[2]}`:                   `tensor "x": no dtype: expected one of`,
+		`{"name":"x","dtyp":"FP32"}`:                 `tensor "x": no dtype`,
+		`{"name":"x","dtype":null}`:                  "dtype: found null",
+		`{"name":"x","dtype":7}`:                     "dtype: json: cannot unmarshal number",
+		`{"name":"x","dtype":"FP31"}`:                `"FP31"`,
+	} {
+		var s Spec
+		err := json.Unmarshal([]byte(doc), &s)
+		switch {
+		case want == "" && (err != nil || s.DType != FP32):
+			t.Errorf("%s: %+v, %v", doc, s, err)
+		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+			t.Errorf("%s: error %v: expected %s", doc, err, want)
+		}
+	}
+}
