@@ -77,21 +77,25 @@ func newShared(t *testing.T, gpulets map[string]string) *shared {
 	s.report = startReporter(newBoard(), quiet)
 	ctx, cancel := context.WithCancel(t.Context())
 	s.peers = startPeers(ctx, newBoard(), quiet)
-	t.Cleanup(func() {
-		cancel()
-		s.peers.wait()
-		s.killAll()
-		for _, c := range s.children {
-			if c.proc != nil {
-				<-c.proc.gone
-			}
-		}
-		s.report.stop("h")
-	})
+	t.Cleanup(func() { stopAll(s.Agent, cancel) })
 	return s
 }
 
-// next waits for a process of the gpu-let to end and takes note of it.
+// stopAll ends what a test's agent has started, as Run does at its end.
+func stopAll(a *Agent, cancel context.CancelFunc) {
+	cancel()
+	a.peers.wait()
+	a.dismiss()
+	a.killAll()
+	for _, c := range a.children {
+		if c.proc != nil {
+			<-c.proc.gone
+		}
+	}
+	a.report.stop("h")
+}
+
+// ends waits for a process of the gpu-let to end and takes note of it.
 func (s *shared) ends(id string) {
 	s.t.Helper()
 	select {

@@ -40,18 +40,7 @@ func newStandby(t *testing.T, script string) *Agent {
 	ctx, cancel := context.WithCancel(t.Context())
 	a.peers = startPeers(ctx, newBoard(), quiet)
 	a.standBy()
-	t.Cleanup(func() {
-		cancel()
-		a.peers.wait()
-		a.dismiss()
-		a.killAll()
-		for _, c := range a.children {
-			if c.proc != nil {
-				<-c.proc.gone
-			}
-		}
-		a.report.stop("h")
-	})
+	t.Cleanup(func() { stopAll(a, cancel) })
 	return a
 }
 
