@@ -6,9 +6,6 @@ import (
 	"slices"
 )
 
-// A plan made for its rates alone leaves bursts no room: batches are as small, and gpu-lets as narrow and
-// few, as the mean asks for.
-
 // Search for the most that the GPUs of a plan carry.
 const (
 	headroomStep  = 1.25 // ratio of the first factors on the rates
@@ -29,7 +26,8 @@ const (
 )
 
 // headroom gives what s leaves of the GPUs that it uses to its gpu-lets, or, where bursts would still be
-// late, cuts as many GPUs anew, for as high a multiple of the rates as they carry.
+// late, cuts as many GPUs anew, for as high a multiple of the rates as they carry. A plan made for its rates
+// alone leaves bursts no room: batches are as small, and gpu-lets as narrow and few, as the mean asks for.
 func (g *search) headroom(s *state) *state {
 	gpus, enough := s.used(), headroomLate
 	s.handOut()
