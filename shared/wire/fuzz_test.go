@@ -71,6 +71,7 @@ func FuzzDecodeReply(f *testing.F) {
 			f.Add(h[HeaderType], h[HeaderStatus], body)
 		}
 	}
+	f.Add("", "", []byte(`{"detail":"late"}`)) // ok, and the text of an error
 	f.Add("", "", []byte("\x81\xa3new\x93\x01\xcb\x00\x00\x00\x00\x00\x00\x00\x00\x81\xa1k\xc0"))
 	f.Fuzz(func(t *testing.T, contentType, status string, body []byte) {
 		rep, err := DecodeReply(headers(map[string]string{HeaderType: contentType, HeaderStatus: status}), body)

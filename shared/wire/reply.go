@@ -75,6 +75,9 @@ func (r *Reply) settle(header Status, hasBody bool) error {
 		if header != "" {
 			r.Status = header
 		}
+		if r.Status == StatusOK {
+			r.Detail = "" // the text of an error, which this is not
+		}
 		return nil
 	}
 	return fmt.Errorf("status %q in the body, %q in the %s header", r.Status, header, HeaderStatus)
