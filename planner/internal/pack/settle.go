@@ -18,6 +18,7 @@ type slot struct {
 	rate  float64 // samples/s it has to carry
 	least int     // samples that batch has at least, whatever the rate asks for
 	batch int     // settled
+	burst int     // samples that a batch may have when more wait; 0: batch
 	ms    float64 // inflated time of a full batch, valid once settled
 }
 
@@ -179,7 +180,7 @@ func (e *env) fits(c int, parts []part) bool {
 		share += cl.shares[parts[i].si]
 		mem += e.in.ContextBytes
 		for _, s := range parts[i].slots {
-			mem += e.tables[c][s.m].mem[s.batch-1]
+			mem += e.tables[c][s.m].mem[max(s.batch, s.burst)-1]
 		}
 	}
 	return share <= 100 && (cl.mem <= 0 || mem <= cl.mem)

@@ -160,7 +160,7 @@ func (e *env) gpulets(d device, parts []part) []plan.Gpulet {
 		}
 		for _, sl := range pt.slots {
 			g.Models = append(g.Models, plan.Assignment{
-				Model: e.models[sl.m].name, Batch: sl.batch, RateRPS: sl.rate, DutyMs: round(duty), ExecMs: round(sl.ms),
+				Model: e.models[sl.m].name, Batch: sl.batch, Burst: sl.burst, RateRPS: sl.rate, DutyMs: round(duty), ExecMs: round(sl.ms),
 				Layout: e.in.Layout(d.gpu.Type, e.models[sl.m].name),
 			})
 		}
