@@ -96,6 +96,8 @@ func (g Gpulet) validate(at string) error {
 		return fmt.Errorf("key %q: found %d: expected the index of a device, from 0", at+".gpu", g.GPU)
 	case g.Share < 1 || g.Share > 100:
 		return fmt.Errorf("key %q: found %d: expected 1..100 percent", at+".share", g.Share)
+	case g.Limit != 0 && (g.Limit < g.Share || g.Limit > 100):
+		return fmt.Errorf("key %q: found %d: expected %d..100 percent, at least the share, or none", at+".limit", g.Limit, g.Share)
 	}
 	seen := map[string]bool{}
 	for i, a := range g.Models {

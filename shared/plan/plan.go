@@ -29,18 +29,24 @@ type Plan struct {
 
 // Gpulet is a virtual GPU: a share of one GPU and the models it serves in duty order.
 type Gpulet struct {
-	// ID is unique for ever: a gpu-let that changes host, GPU or share is another gpu-let.
+	// ID is unique for ever: a gpu-let that changes host, GPU, share or limit is another gpu-let.
 	// [a-z0-9-]{1,96}.
 	ID      string `json:"id"`
 	Host    string `json:"host"`
 	GPU     int    `json:"gpu"` // index of the device on its host
 	GPUType string `json:"gpu_type"`
 	Share   int    `json:"share"` // percent of the GPU's SMs (of the cores on cpu), 1..100
+	// Limit is how many percent of the GPU's SMs its process may use, where neighbours lose little by more
+	// than Share. 0: Share.
+	Limit int `json:"limit,omitempty"`
 	// MemBytes is the device memory that the gpu-let is planned to take: its context and its models
 	// at their batches; 0: not known.
 	MemBytes int64        `json:"mem_bytes,omitempty"`
 	Models   []Assignment `json:"models"`
 }
+
+// MaxShare is how many percent of the GPU's SMs the gpu-let's process may use.
+func (g Gpulet) MaxShare() int { return max(g.Share, g.Limit) }
 
 // Assignment is one model on one gpu-let.
 type Assignment struct {

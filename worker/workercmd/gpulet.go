@@ -36,6 +36,7 @@ type gpuletConfig struct {
 	GPUType   string        `env:"GPU_TYPE" usage:"type of the device"`
 	Device    string        `env:"DEVICE" envDefault:"cpu" usage:"device for the engine: cpu, cuda:0 or sim"`
 	Share     int           `env:"SHARE" envDefault:"100" usage:"percent of the device"`
+	Limit     int           `env:"LIMIT" envDefault:"0" usage:"percent of the device that it may use at most; 0: its share"`
 	SMs       int           `env:"SMS" envDefault:"0" usage:"SMs of the whole GPU, to tell whether the share holds; 0: not known"`
 	Unlimited bool          `env:"ALLOW_UNPARTITIONED" usage:"serve although the share does not hold"`
 	Cores     []int         `env:"CORES" usage:"cores to run on (default: all)"`
@@ -53,6 +54,8 @@ func (c *gpuletConfig) Validate() error {
 		return errors.New("--gpulet-id is missing: the agent sets it")
 	case c.Share < 1 || c.Share > 100:
 		return fmt.Errorf("share %d: expected 1 to 100 percent", c.Share)
+	case c.Limit != 0 && (c.Limit < c.Share || c.Limit > 100):
+		return fmt.Errorf("limit %d: expected %d to 100 percent, or 0", c.Limit, c.Share)
 	case c.Grace <= 0:
 		return fmt.Errorf("grace %v: expected more than 0", c.Grace)
 	}
@@ -170,7 +173,7 @@ func deviceFailed(err error) error {
 	return cli.WithCode(link.ExitDeviceFailed, err)
 }
 
-// checkShare refuses to serve on more of a GPU than the share: neighbours would be slower than
+// checkShare refuses to serve on more of a GPU than the share, or the limit: neighbours would be slower than
 // planned, and nobody would know why. It returns how many SMs the process sees.
 func (c *gpuletConfig) checkShare(eng engine.Engine, log *slog.Logger) (sms int, err error) {
 	if !strings.HasPrefix(c.Device, "cuda") {
@@ -180,7 +183,7 @@ func (c *gpuletConfig) checkShare(eng engine.Engine, log *slog.Logger) (sms int,
 	if err != nil {
 		return 0, err
 	}
-	switch why := unpartitioned(c.Share, c.SMs, seen); {
+	switch why := unpartitioned(max(c.Share, c.Limit), c.SMs, seen); {
 	case why == "":
 	case c.Unlimited:
 		log.Warn("serving unpartitioned", "reason", why)

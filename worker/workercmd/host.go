@@ -222,7 +222,7 @@ func (h *host) shareEnv(cfg *runConfig, s agent.Start) []string {
 	if h.gpus == nil {
 		return nil
 	}
-	limits := mps.Limits{Share: s.Gpulet.Share, PinnedBytes: s.MemBytes}
+	limits := mps.Limits{Share: s.Gpulet.MaxShare(), PinnedBytes: s.MemBytes}
 	if cfg.Uncapped {
 		limits.Share = 0
 	}
@@ -241,6 +241,9 @@ func gpuletArgs(cfg *runConfig, kind device.Kind, s agent.Start) []string {
 		"--grace", (cfg.DrainTimeout * 4 / 5).String(), "--hang-after", cfg.HangAfter.String(),
 		"--nats-url", cfg.Bus.URL, "--nats-nkey", cfg.Bus.NKey, "--nats-inbox-prefix", cfg.Bus.InboxPrefix,
 		"--state-dir", cfg.Bus.StateDir, "--log-level", cfg.Telemetry.LogLevel, "--log-format", cfg.Telemetry.LogFormat,
+	}
+	if most := s.Gpulet.MaxShare(); most > s.Gpulet.Share {
+		args = append(args, "--limit", strconv.Itoa(most))
 	}
 	args = append(args, cfg.Engine.args()...)
 	if kind == device.Sim {

@@ -31,7 +31,6 @@ func Gpulet(in problem.Input, opt Options) Result {
 	s.spread()
 	if opt.Headroom {
 		s = g.headroom(s)
-		s.burst()
 	}
 	res := s.result("gpulet", opt)
 	if !s.complete() {
@@ -49,11 +48,12 @@ type search struct {
 	steps  int       // used
 	budget int
 	rand   uint64
+	roomy  bool // the plan is to have headroom
 }
 
 func newSearch(e *env, opt Options) *search {
 	f := newFiller(e)
-	g := &search{env: e, fill: f, price: f.prices(), budget: opt.Steps, rand: 0x9e3779b97f4a7c15}
+	g := &search{env: e, fill: f, price: f.prices(), budget: opt.Steps, rand: 0x9e3779b97f4a7c15, roomy: opt.Headroom}
 	switch {
 	case opt.Steps == 0:
 		g.budget = 400

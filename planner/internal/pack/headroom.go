@@ -249,26 +249,3 @@ func (e *env) deepen(c int, parts []part) []part {
 	}
 	return parts
 }
-
-// burstFactor is how many times its planned batch a gpu-let may run at once when more wait. With the batch as
-// planned, what waits behind a burst is answered one batch after the other, each about as long as a
-// larger one. Simulated for the plans of the H100 whose GPU is all but full, 1.5 halves the misses; 2 is no
-// better, and with 3 a large batch makes more late that come meanwhile than it helps of those before.
-const burstFactor = 1.5
-
-// burst allows larger batches than planned where the profiles cover them and memory has room.
-func (s *state) burst() {
-	for gpu, parts := range s.gpus {
-		c := s.env.gpus[gpu].class
-		for i := range parts {
-			for k := range parts[i].slots {
-				sl := &parts[i].slots[k]
-				t := s.env.tables[c][sl.m]
-				sl.burst = min(int(math.Ceil(burstFactor*float64(sl.batch))), t.maxBatch, len(t.rows[parts[i].si].ms))
-				if sl.burst <= sl.batch || !s.env.fits(c, parts) {
-					sl.burst = 0
-				}
-			}
-		}
-	}
-}

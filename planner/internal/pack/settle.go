@@ -18,7 +18,6 @@ type slot struct {
 	rate  float64 // samples/s it has to carry
 	least int     // samples that batch has at least, whatever the rate asks for
 	batch int     // settled
-	burst int     // samples that a batch may have when more wait; 0: batch
 	ms    float64 // inflated time of a full batch, valid once settled
 }
 
@@ -175,15 +174,22 @@ func (e *env) neighbours(c int, parts []part, i int) [][]problem.Load {
 func (e *env) fits(c int, parts []part) bool {
 	cl := &e.classes[c]
 	share := 0
-	var mem int64
 	for i := range parts {
 		share += cl.shares[parts[i].si]
+	}
+	return share <= 100 && (cl.mem <= 0 || e.mem(c, parts) <= cl.mem)
+}
+
+// mem is the memory that parts take, in bytes.
+func (e *env) mem(c int, parts []part) int64 {
+	var mem int64
+	for i := range parts {
 		mem += e.in.ContextBytes
 		for _, s := range parts[i].slots {
-			mem += e.tables[c][s.m].mem[max(s.batch, s.burst)-1]
+			mem += e.tables[c][s.m].mem[s.batch-1]
 		}
 	}
-	return share <= 100 && (cl.mem <= 0 || mem <= cl.mem)
+	return mem
 }
 
 // best returns the batch with the highest rate that a part of share index si can give model m

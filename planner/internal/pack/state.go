@@ -127,7 +127,7 @@ func (s *state) result(algorithm string, opt Options) Result {
 		d := e.gpus[i]
 		e.settle(d.class, parts)
 		p.GPUsUsed++
-		p.Gpulets = append(p.Gpulets, e.gpulets(d, parts)...)
+		p.Gpulets = append(p.Gpulets, e.gpulets(d, parts, opt.Headroom)...)
 	}
 	namer.name(p.Gpulets)
 	slices.SortFunc(p.Gpulets, func(a, b plan.Gpulet) int {
@@ -150,7 +150,9 @@ func (s *state) result(algorithm string, opt Options) Result {
 	return res
 }
 
-func (e *env) gpulets(d device, parts []part) []plan.Gpulet {
+// gpulets puts the parts of a device into a plan. With headroom they may do more than they are planned for.
+func (e *env) gpulets(d device, parts []part, headroom bool) []plan.Gpulet {
+	spare := e.spare(d.class, parts)
 	out := make([]plan.Gpulet, 0, len(parts))
 	for _, pt := range parts {
 		g := plan.Gpulet{Host: d.gpu.Host, GPU: d.gpu.Index, GPUType: d.gpu.Type, Share: e.classes[d.class].shares[pt.si]}
@@ -159,10 +161,17 @@ func (e *env) gpulets(d device, parts []part) []plan.Gpulet {
 			duty += sl.ms
 		}
 		for _, sl := range pt.slots {
-			g.Models = append(g.Models, plan.Assignment{
-				Model: e.models[sl.m].name, Batch: sl.batch, Burst: sl.burst, RateRPS: sl.rate, DutyMs: round(duty), ExecMs: round(sl.ms),
+			a := plan.Assignment{
+				Model: e.models[sl.m].name, Batch: sl.batch, RateRPS: sl.rate, DutyMs: round(duty), ExecMs: round(sl.ms),
 				Layout: e.in.Layout(d.gpu.Type, e.models[sl.m].name),
-			})
+			}
+			if headroom {
+				a.Burst = e.burst(d.class, pt.si, sl, &spare)
+			}
+			g.Models = append(g.Models, a)
+		}
+		if headroom && e.light(g) {
+			g.Limit = lightLimit
 		}
 		slices.SortFunc(g.Models, func(a, b plan.Assignment) int { return cmp.Compare(a.Model, b.Model) })
 		out = append(out, g)
@@ -215,7 +224,9 @@ func newNamer(current *plan.Plan) *namer {
 	return n
 }
 
-func place(g plan.Gpulet) string { return fmt.Sprintf("%s/%d/%d", g.Host, g.GPU, g.Share) }
+func place(g plan.Gpulet) string {
+	return fmt.Sprintf("%s/%d/%d/%d", g.Host, g.GPU, g.Share, g.MaxShare())
+}
 
 func (n *namer) name(gpulets []plan.Gpulet) {
 	for common := maxModels(gpulets); common >= 0; common-- {

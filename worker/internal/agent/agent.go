@@ -339,7 +339,7 @@ func (a *Agent) start(g plan.Gpulet, now time.Time) {
 	if old := a.children[g.ID]; old != nil {
 		c.Crashes, c.restarts, c.detail = old.Crashes, old.restarts+1, old.detail
 	}
-	c.Child.ID, c.GPU, c.Share, c.MemBytes = g.ID, g.GPU, g.Share, g.MemBytes
+	c.Child.ID, c.GPU, c.Share, c.Limit, c.MemBytes = g.ID, g.GPU, g.Share, g.Limit, g.MemBytes
 	c.State, c.StartedAt, c.Heard = plan.Starting, now, now
 	a.children[g.ID] = c
 	c.cores = a.allot(g)

@@ -10,6 +10,7 @@ import (
 type Child struct {
 	ID         string
 	GPU, Share int
+	Limit      int               // percent of its GPU's SMs that it may use; 0: Share
 	State      plan.GpuletState  // as it last reported
 	Revision   uint64            // as it last reported: what it serves
 	Assigned   uint64            // the revision it was last told to serve; 0: none yet

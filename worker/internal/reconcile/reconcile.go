@@ -184,7 +184,9 @@ func (d *decision) settled() bool {
 	return true
 }
 
-func samePlace(c Child, g plan.Gpulet) bool { return c.GPU == g.GPU && c.Share == g.Share }
+func samePlace(c Child, g plan.Gpulet) bool {
+	return c.GPU == g.GPU && c.Share == g.Share && max(c.Share, c.Limit) == g.MaxShare()
+}
 
 func (d *decision) child(c Child, settled bool) {
 	g, wanted := d.wanted[c.ID]
