@@ -18,7 +18,7 @@ func planTable(p plan.Plan) string {
 	fmt.Fprintln(w, "gpu\tshare\tmodel\tbatch\treq/s\tbatch ms\tcycle ms\tworst ms\t")
 	for _, g := range p.Gpulets {
 		for i, a := range g.Models {
-			place := fmt.Sprintf("%s\t%s", g.Device(), share(g))
+			place := fmt.Sprintf("%s\t%s", g.Device(), g.Shares())
 			if i > 0 {
 				place = "\t+"
 			}
@@ -28,14 +28,6 @@ func planTable(p plan.Plan) string {
 	w.Flush() // into a Builder: cannot fail
 	fmt.Fprintf(&b, "%s, %s\n", problem.Count(p.GPUsUsed, "GPU"), problem.Count(len(p.Gpulets), "gpu-let"))
 	return b.String()
-}
-
-// share is that of a gpu-let in words, with the limit where that is more.
-func share(g plan.Gpulet) string {
-	if g.MaxShare() > g.Share {
-		return fmt.Sprintf("%d..%d%%", g.Share, g.MaxShare())
-	}
-	return fmt.Sprintf("%d%%", g.Share)
 }
 
 // drawingWidth is the width of a whole GPU, in characters.

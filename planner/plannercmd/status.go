@@ -319,7 +319,7 @@ func (s status) table() string {
 		case !g.Planned:
 			state += " (not planned)"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\n", g.ID, share(g.Gpulet), state, models(g.Models), g.Requests, g.Expired, g.Failed, g.Restarts)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\n", g.ID, g.Shares(), state, models(g.Models), g.Requests, g.Expired, g.Failed, g.Restarts)
 	}
 	fmt.Fprintln(w, "\nMODEL\tSLO\tRATE/s\tNEED/s\tPLANNED/s\tLAG\tIN FLIGHT\tOLDEST")
 	for _, m := range s.Models {

@@ -106,13 +106,13 @@ func (c Change) Moves() int {
 func (c Change) String() string {
 	var b strings.Builder
 	for _, g := range c.Stop {
-		fmt.Fprintf(&b, "- %s %d%% %s\n", g.ID, g.Share, modelList(g))
+		fmt.Fprintf(&b, "- %s %s %s\n", g.ID, g.Shares(), modelList(g))
 	}
 	for _, g := range c.Start {
-		fmt.Fprintf(&b, "+ %s %d%% %s\n", g.ID, g.Share, modelList(g))
+		fmt.Fprintf(&b, "+ %s %s %s\n", g.ID, g.Shares(), modelList(g))
 	}
 	for _, r := range c.Reassign {
-		fmt.Fprintf(&b, "~ %s %d%% %s -> %s\n", r.New.ID, r.New.Share, modelList(r.Old), modelList(r.New))
+		fmt.Fprintf(&b, "~ %s %s %s -> %s\n", r.New.ID, r.New.Shares(), modelList(r.Old), modelList(r.New))
 	}
 	if b.Len() == 0 {
 		return "no change\n"

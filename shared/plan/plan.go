@@ -4,7 +4,10 @@
 // package holds values only: it knows neither how a plan is found nor how it is carried.
 package plan
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Plan is one whole plan. It is published and replaced as a unit; field names are a contract.
 type Plan struct {
@@ -47,6 +50,14 @@ type Gpulet struct {
 
 // MaxShare is how many percent of the GPU's SMs the gpu-let's process may use.
 func (g Gpulet) MaxShare() int { return max(g.Share, g.Limit) }
+
+// Shares puts the share into words, with the limit where that is more: "20%", "20..40%".
+func (g Gpulet) Shares() string {
+	if g.MaxShare() > g.Share {
+		return fmt.Sprintf("%d..%d%%", g.Share, g.MaxShare())
+	}
+	return fmt.Sprintf("%d%%", g.Share)
+}
 
 // Assignment is one model on one gpu-let.
 type Assignment struct {

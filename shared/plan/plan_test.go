@@ -42,10 +42,43 @@ func TestValidateSaysWhatIsWrong(t *testing.T) {
 		{`key "gpulets[0].share": found 0: expected 1..100 percent`, []Gpulet{let("a", 0)}},
 		{`key "gpulets[0].models[1].model": found "x" again`, []Gpulet{let("a", 50, "x", "x")}},
 		{`key "gpulets[0].models[0].model": found "X Y"`, []Gpulet{let("a", 50, "X Y")}},
+		{`key "gpulets[0].limit": found 40: expected 50..100 percent, at least the share, or none`, []Gpulet{limited("a", 50, 40, "x")}},
+		{`key "gpulets[0].limit": found 101`, []Gpulet{limited("a", 50, 101, "x")}},
+		{`key "gpulets[0].models[0].burst": found 3: expected at least the batch, 4, or none`, []Gpulet{bursting("a", 50, 3, "x")}},
 	} {
 		if err := (Plan{Gpulets: c.lets}).Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("error %v\nexpected %q", err, c.want)
 		}
+	}
+}
+
+func limited(id string, share, limit int, models ...string) Gpulet {
+	g := let(id, share, models...)
+	g.Limit = limit
+	return g
+}
+
+func bursting(id string, share, burst int, models ...string) Gpulet {
+	g := let(id, share, models...)
+	for i := range g.Models {
+		g.Models[i].Burst = burst
+	}
+	return g
+}
+
+func TestWhatIsMoreThanPlannedIsAChange(t *testing.T) {
+	old := Plan{Gpulets: []Gpulet{let("a", 20, "x"), let("b", 20, "y"), let("c", 20, "z")}}
+	new := Plan{Gpulets: []Gpulet{limited("a", 20, 40, "x"), bursting("b", 20, 6, "y"), bursting("c", 20, 4, "z")}}
+	if err := new.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	got := Diff(old, new)
+	want := "- a 20% x batch=4\n+ a 20..40% x batch=4\n~ b 20% y batch=4 -> y batch=4..6\n"
+	if diff := cmp.Diff(want, got.String()); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"c"}, got.Retune); diff != "" {
+		t.Errorf("a burst of no more than the batch is none: %s", diff)
 	}
 }
 

@@ -189,6 +189,11 @@ func TestRefusesToServeOnMoreThanItsShare(t *testing.T) {
 	if _, err := cfg.checkShare(eng, silent); err == nil || !strings.Contains(err.Error(), "sees 132 of 132 SMs: expected 23 to 29, 20 %") {
 		t.Errorf("error %v", err)
 	}
+	cfg.Limit, eng.sms = 40, 52
+	if sms, err := cfg.checkShare(eng, silent); err != nil || sms != 52 {
+		t.Errorf("%d SMs, %v: expected 52 to be the 40 %% that it may use", sms, err)
+	}
+	cfg.Limit, eng.sms = 0, 132
 	cfg.Unlimited = true
 	var log bytes.Buffer
 	if sms, err := cfg.checkShare(eng, slog.New(slog.NewTextHandler(&log, nil))); err != nil || sms != 132 || !strings.Contains(log.String(), "serving unpartitioned") {
@@ -255,6 +260,13 @@ func TestArgumentsOfAGpuletOnAGPU(t *testing.T) {
 	}
 	if strings.Contains(args, "unpartitioned") {
 		t.Errorf("arguments %q: expected the share to be checked", args)
+	}
+	if strings.Contains(args, "--limit") {
+		t.Errorf("arguments %q: expected none of a limit, which is the share", args)
+	}
+	start.Gpulet.Limit = 60
+	if args := strings.Join(gpuletArgs(cfg, device.CUDA, start), " "); !strings.Contains(args, "--share 40 --limit 60") && !strings.Contains(args, "--limit 60") {
+		t.Errorf("arguments %q: expected the limit of 60", args)
 	}
 	cfg.Uncapped = true
 	if args := gpuletArgs(cfg, device.CUDA, start); !slices.Contains(args, "--allow-unpartitioned") {

@@ -26,7 +26,7 @@ var (
 // TestCases runs testdata/*.txt: blocks of commands, a line "----" and the actions they lead to.
 // Actions are carried out on the children as an agent would.
 //
-//	plan REV ID=model,model ...    the plan's gpu-lets (share 50; ID@20=... has share 20; ID@20/1=... is on GPU 1;
+//	plan REV ID=model,model ...    the plan's gpu-lets (share 50; ID@20=... has share 20, ID@20..40=... may use 40; ID@20/1=... is on GPU 1;
 //	                               h2:ID=... is on host h2)
 //	at 3s                          sets the clock
 //	ready ID... | failed ID...     the child reports so, serving what it was last told, or nothing
@@ -150,8 +150,10 @@ func (h *host) plan(t *testing.T, args []string) {
 			}
 		}
 		if ok {
-			if g.Share, err = strconv.Atoi(share); err != nil {
-				t.Fatal(err)
+			share, limit, more := strings.Cut(share, "..")
+			g.Share = int(number(t, share))
+			if more {
+				g.Limit = int(number(t, limit))
 			}
 		}
 		for _, m := range strings.Split(models, ",") {
@@ -253,7 +255,7 @@ func (h *host) do(a reconcile.Action) {
 			h.children = slices.Delete(h.children, i, i+1)
 		}
 		h.children = append(h.children, reconcile.Child{
-			ID: a.ID, GPU: a.Gpulet.GPU, Share: a.Gpulet.Share, State: plan.Starting, StartedAt: h.now, Heard: h.now,
+			ID: a.ID, GPU: a.Gpulet.GPU, Share: a.Gpulet.Share, Limit: a.Gpulet.Limit, State: plan.Starting, StartedAt: h.now, Heard: h.now,
 			Assigned: h.want.Revision, Models: a.Gpulet.Models, MemBytes: a.Gpulet.MemBytes, Crashes: crashes,
 		})
 	case reconcile.Assign:
@@ -272,7 +274,7 @@ func describe(a reconcile.Action) string {
 	line := string(a.Verb) + " " + a.ID
 	for i, m := range a.Gpulet.Models {
 		if i == 0 {
-			line += fmt.Sprintf(" share=%d", a.Gpulet.Share)
+			line += " share=" + strings.TrimSuffix(a.Gpulet.Shares(), "%")
 		}
 		line += " " + m.Model
 	}

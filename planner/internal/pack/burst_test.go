@@ -1,0 +1,129 @@
+package pack
+
+import (
+	"testing"
+	"time"
+
+	"github.com/gpulet/gpulet/planner/internal/check"
+	"github.com/gpulet/gpulet/planner/internal/problem"
+	"github.com/gpulet/gpulet/shared/plan"
+	"github.com/gpulet/gpulet/shared/profile"
+)
+
+// spiky is a problem of light models and one that fills the GPU.
+func spiky(t *testing.T) problem.Input {
+	t.Helper()
+	in := bursty(t, 500)
+	in.Models = append(in.Models, problem.Model{Name: "vgg16", SLO: 12 * time.Millisecond, Rate: 300})
+	return in
+}
+
+func TestBurstsAreLargerThanBatches(t *testing.T) {
+	in := spiky(t)
+	for i := range in.Models {
+		if in.Models[i].Name == "vgg16" {
+			in.Models[i].MaxBatch = 4
+		}
+	}
+	p := Gpulet(in, Options{Headroom: true}).Plan
+	if v := check.Plan(in, p); len(v) > 0 {
+		t.Fatal(v)
+	}
+	for _, g := range p.Gpulets {
+		for _, a := range g.Models {
+			want := a.Batch + (a.Batch+1)/2 // half as many more, rounded up
+			if a.Model == "vgg16" {
+				want = min(want, 4)
+			}
+			if a.MaxBatch() != want {
+				t.Errorf("%s: bursts of %d at batches of %d: expected %d", a.Model, a.MaxBatch(), a.Batch, want)
+			}
+		}
+	}
+	for _, g := range Gpulet(in, Options{}).Plan.Gpulets {
+		for _, a := range g.Models {
+			if a.Burst != 0 || g.Limit != 0 {
+				t.Errorf("%s: a burst of %d, a limit of %d: expected none without headroom", a.Model, a.Burst, g.Limit)
+			}
+		}
+	}
+}
+
+func TestBurstsTakeNoMemoryThatIsNotThere(t *testing.T) {
+	in := spiky(t)
+	most := func(memBytes int64) (p plan.Plan, sum int) {
+		in.GPUs[0].MemBytes = memBytes
+		p = Gpulet(in, Options{Headroom: true}).Plan
+		if v := check.Plan(in, p); len(v) > 0 || len(p.Unserved) > 0 { // the checker counts bursts
+			t.Fatal(v, p.Unserved)
+		}
+		for _, g := range p.Gpulets {
+			for _, a := range g.Models {
+				sum += a.MaxBatch() - a.Batch
+			}
+		}
+		return p, sum
+	}
+	p, all := most(100 << 30)
+	planned := int64(0)
+	for _, g := range p.Gpulets {
+		for _, a := range g.Models {
+			prof, _ := in.Profiles.Get("h100", a.Model)
+			planned += prof.MemBytes(a.Batch)
+		}
+	}
+	if _, some := most(planned); some >= all {
+		t.Errorf("bursts of %d more samples on a GPU that the planned batches fill: expected fewer than the %d of one with room", some, all)
+	}
+}
+
+func TestLightGpuletsMayUseMoreThanTheirShare(t *testing.T) {
+	in := spiky(t)
+	p := Gpulet(in, Options{Headroom: true}).Plan
+	light := 0
+	for _, g := range p.Gpulets {
+		a := g.Models[0]
+		if len(g.Models) == 1 && a.Model == "mnasnet1_0" && a.Batch <= 2 && g.Share < lightLimit {
+			light++
+			if g.Limit != lightLimit {
+				t.Errorf("%s on %d %% in batches of %d: a limit of %d %%: expected %d", a.Model, g.Share, a.Batch, g.Limit, lightLimit)
+			}
+		}
+		if heavy := a.Model == "vgg16"; heavy && g.Limit != 0 {
+			t.Errorf("vgg16, whose batches of %d fill the GPU, has a limit of %d %%: expected its share, %d", a.Batch, g.Limit, g.Share)
+		}
+	}
+	if light == 0 {
+		t.Fatalf("no gpu-let of mnasnet1_0 alone in %v: expected one", p.Gpulets)
+	}
+}
+
+// TestALightGpuletStaysOne: a limit that goes is a new process.
+func TestALightGpuletStaysOne(t *testing.T) {
+	prof := &profile.Profile{Model: "m", GPUType: "box"}
+	for batch, on40 := range map[int]float64{1: 1, 2: 1.1, 3: 1.25, 4: 1.35} { // times as long as on 100 %
+		for share, ms := range map[int]float64{20: 2, 40: on40, 100: 1} {
+			prof.Points = append(prof.Points, profile.Point{Share: share, Batch: batch, P50Ms: ms})
+		}
+	}
+	set := &profile.Set{}
+	set.Add(prof)
+	in := problem.Input{Profiles: set}
+	g := plan.Gpulet{Host: "h", GPUType: "box", Share: 20, Models: []plan.Assignment{{Model: "m"}}}
+	before := g
+	before.Limit = lightLimit
+	for _, c := range []struct {
+		batch       int
+		fresh, kept bool
+	}{{1, true, true}, {2, true, true}, {3, false, true}, {4, false, false}, {5, false, false}} {
+		g.Models = []plan.Assignment{{Model: "m", Batch: c.batch}}
+		in.Current = nil
+		if got := newEnv(&in).light(g); got != c.fresh {
+			t.Errorf("batches of %d: light %v: expected %v", c.batch, got, c.fresh)
+		}
+		in.Current = &plan.Plan{Gpulets: []plan.Gpulet{before}}
+		if got := newEnv(&in).light(g); got != c.kept {
+			t.Errorf("batches of %d, light before: light %v: expected %v", c.batch, got, c.kept)
+		}
+	}
+}
