@@ -67,16 +67,16 @@ func samePlace(a, b Gpulet) bool {
 
 func reassign(old, new Gpulet) Reassignment {
 	r := Reassignment{Old: old, New: new}
-	batch := map[string][2]int{}
+	batch := map[string]int{}
 	for _, a := range old.Models {
-		batch[a.Model] = [2]int{a.Batch, a.MaxBatch()}
+		batch[a.Model] = a.Batch
 	}
 	for _, a := range new.Models {
 		b, ok := batch[a.Model]
 		switch {
 		case !ok:
 			r.Load = append(r.Load, a.Model)
-		case b != [2]int{a.Batch, a.MaxBatch()}:
+		case b != a.Batch:
 			r.Rebatch = append(r.Rebatch, a.Model)
 		}
 		delete(batch, a.Model)
@@ -127,9 +127,6 @@ func modelList(g Gpulet) string {
 	parts := make([]string, len(g.Models))
 	for i, a := range g.Models {
 		parts[i] = fmt.Sprintf("%s batch=%d", a.Model, a.Batch)
-		if a.MaxBatch() > a.Batch {
-			parts[i] += fmt.Sprintf("..%d", a.Burst)
-		}
 	}
 	return strings.Join(parts, ", ")
 }

@@ -62,11 +62,8 @@ func (g Gpulet) Shares() string {
 // Assignment is one model on one gpu-let.
 type Assignment struct {
 	Model string `json:"model"`
-	// Batch is the batch (in samples) with which the model's rate and SLO are kept: the largest that the
-	// gpu-let may run, but for Burst.
-	Batch int `json:"batch"`
-	// Burst is the largest batch (in samples) the gpu-let may run while more wait than a Batch. 0: Batch.
-	Burst   int     `json:"burst,omitempty"`
+	// Batch is the largest batch (in samples) the gpu-let may run for this model.
+	Batch   int     `json:"batch"`
 	RateRPS float64 `json:"rate_rps"` // the part of the model's rate that this gpu-let covers
 	DutyMs  float64 `json:"duty_ms"`  // duty cycle of the gpu-let: the sum of its inflated batch times
 	ExecMs  float64 `json:"exec_ms"`  // predicted time of one full batch, interference included
@@ -76,6 +73,3 @@ type Assignment struct {
 	// where the profiler found that faster on this GPU type.
 	Layout string `json:"layout,omitempty"`
 }
-
-// MaxBatch is the largest batch, in samples, that the gpu-let may run for the model.
-func (a Assignment) MaxBatch() int { return max(a.Batch, a.Burst) }

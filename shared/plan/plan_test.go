@@ -44,7 +44,6 @@ func TestValidateSaysWhatIsWrong(t *testing.T) {
 		{`key "gpulets[0].models[0].model": found "X Y"`, []Gpulet{let("a", 50, "X Y")}},
 		{`key "gpulets[0].limit": found 40: expected 50..100 percent, at least the share, or none`, []Gpulet{limited("a", 50, 40, "x")}},
 		{`key "gpulets[0].limit": found 101`, []Gpulet{limited("a", 50, 101, "x")}},
-		{`key "gpulets[0].models[0].burst": found 3: expected at least the batch, 4, or none`, []Gpulet{bursting("a", 50, 3, "x")}},
 	} {
 		if err := (Plan{Gpulets: c.lets}).Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("error %v\nexpected %q", err, c.want)
@@ -58,27 +57,16 @@ func limited(id string, share, limit int, models ...string) Gpulet {
 	return g
 }
 
-func bursting(id string, share, burst int, models ...string) Gpulet {
-	g := let(id, share, models...)
-	for i := range g.Models {
-		g.Models[i].Burst = burst
-	}
-	return g
-}
-
-func TestWhatIsMoreThanPlannedIsAChange(t *testing.T) {
-	old := Plan{Gpulets: []Gpulet{let("a", 20, "x"), let("b", 20, "y"), let("c", 20, "z")}}
-	new := Plan{Gpulets: []Gpulet{limited("a", 20, 40, "x"), bursting("b", 20, 6, "y"), bursting("c", 20, 4, "z")}}
+func TestAnotherLimitIsAnotherProcess(t *testing.T) {
+	old, new := Plan{Gpulets: []Gpulet{let("a", 20, "x")}}, Plan{Gpulets: []Gpulet{limited("a", 20, 40, "x")}}
 	if err := new.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	got := Diff(old, new)
-	want := "- a 20% x batch=4\n+ a 20..40% x batch=4\n~ b 20% y batch=4 -> y batch=4..6\n"
-	if diff := cmp.Diff(want, got.String()); diff != "" {
+	if diff := cmp.Diff("- a 20% x batch=4\n+ a 20..40% x batch=4\n", Diff(old, new).String()); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff([]string{"c"}, got.Retune); diff != "" {
-		t.Errorf("a burst of no more than the batch is none: %s", diff)
+	if same := Diff(old, Plan{Gpulets: []Gpulet{limited("a", 20, 20, "x")}}); !same.Empty() {
+		t.Errorf("a limit of the share itself is none: %v", same)
 	}
 }
 

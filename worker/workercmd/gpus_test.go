@@ -265,7 +265,7 @@ func TestArgumentsOfAGpuletOnAGPU(t *testing.T) {
 		t.Errorf("arguments %q: expected none of a limit, which is the share", args)
 	}
 	start.Gpulet.Limit = 60
-	if args := strings.Join(gpuletArgs(cfg, device.CUDA, start), " "); !strings.Contains(args, "--share 40 --limit 60") && !strings.Contains(args, "--limit 60") {
+	if args := strings.Join(gpuletArgs(cfg, device.CUDA, start), " "); !strings.Contains(args, "--limit 60") {
 		t.Errorf("arguments %q: expected the limit of 60", args)
 	}
 	cfg.Uncapped = true

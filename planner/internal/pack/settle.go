@@ -174,22 +174,15 @@ func (e *env) neighbours(c int, parts []part, i int) [][]problem.Load {
 func (e *env) fits(c int, parts []part) bool {
 	cl := &e.classes[c]
 	share := 0
-	for i := range parts {
-		share += cl.shares[parts[i].si]
-	}
-	return share <= 100 && (cl.mem <= 0 || e.mem(c, parts) <= cl.mem)
-}
-
-// mem is the memory that parts take, in bytes.
-func (e *env) mem(c int, parts []part) int64 {
 	var mem int64
 	for i := range parts {
+		share += cl.shares[parts[i].si]
 		mem += e.in.ContextBytes
 		for _, s := range parts[i].slots {
 			mem += e.tables[c][s.m].mem[s.batch-1]
 		}
 	}
-	return mem
+	return share <= 100 && (cl.mem <= 0 || mem <= cl.mem)
 }
 
 // best returns the batch with the highest rate that a part of share index si can give model m

@@ -150,9 +150,8 @@ func (s *state) result(algorithm string, opt Options) Result {
 	return res
 }
 
-// gpulets puts the parts of a device into a plan. With headroom they may do more than they are planned for.
+// gpulets puts the parts of a device into a plan. With headroom, light ones may use more than their share.
 func (e *env) gpulets(d device, parts []part, headroom bool) []plan.Gpulet {
-	spare := e.spare(d.class, parts)
 	out := make([]plan.Gpulet, 0, len(parts))
 	for _, pt := range parts {
 		g := plan.Gpulet{Host: d.gpu.Host, GPU: d.gpu.Index, GPUType: d.gpu.Type, Share: e.classes[d.class].shares[pt.si]}
@@ -161,14 +160,10 @@ func (e *env) gpulets(d device, parts []part, headroom bool) []plan.Gpulet {
 			duty += sl.ms
 		}
 		for _, sl := range pt.slots {
-			a := plan.Assignment{
+			g.Models = append(g.Models, plan.Assignment{
 				Model: e.models[sl.m].name, Batch: sl.batch, RateRPS: sl.rate, DutyMs: round(duty), ExecMs: round(sl.ms),
 				Layout: e.in.Layout(d.gpu.Type, e.models[sl.m].name),
-			}
-			if headroom {
-				a.Burst = e.burst(d.class, pt.si, sl, &spare)
-			}
-			g.Models = append(g.Models, a)
+			})
 		}
 		if headroom && e.light(g) {
 			g.Limit = lightLimit

@@ -48,7 +48,7 @@ type gpulet struct {
 type binding struct {
 	model     int
 	name      string
-	batch     int // planned
+	batch     int
 	rank      int
 	served    int                // order of its last turn among gpu-lets of the same rank
 	solo      []float64          // ns by samples, from 1
@@ -65,8 +65,8 @@ func (w *world) bind(g plan.Gpulet, a plan.Assignment) (binding, error) {
 	if !ok {
 		return binding{}, fmt.Errorf("gpu-let %s: model %s: no profile for %s", g.ID, a.Model, g.GPUType)
 	}
-	b := binding{model: index, name: a.Model, batch: a.Batch, rank: a.Rank, solo: make([]float64, a.MaxBatch())}
-	for n := 1; n <= len(b.solo); n++ {
+	b := binding{model: index, name: a.Model, batch: a.Batch, rank: a.Rank, solo: make([]float64, a.Batch)}
+	for n := 1; n <= a.Batch; n++ {
 		ms, err := prof.Latency(g.Share, n)
 		if err != nil {
 			return binding{}, fmt.Errorf("gpu-let %s: %w", g.ID, err)
@@ -74,7 +74,7 @@ func (w *world) bind(g plan.Gpulet, a plan.Assignment) (binding, error) {
 		b.solo[n-1] = nanos(ms)
 	}
 	if p, ok := w.cfg.Interference.(problem.Pressure); ok {
-		b.couplings = p.Couplings(g.GPUType, a.Model, g.Share, len(b.solo))
+		b.couplings = p.Couplings(g.GPUType, a.Model, g.Share, a.Batch)
 	}
 	return b, nil
 }
@@ -83,7 +83,7 @@ func (w *world) bind(g plan.Gpulet, a plan.Assignment) (binding, error) {
 // prediction for a full one.
 func (b *binding) estimate(execMs float64) func(int) time.Duration {
 	scale := 1.0
-	if full := b.solo[b.batch-1]; execMs > 0 && full > 0 {
+	if full := b.solo[len(b.solo)-1]; execMs > 0 && full > 0 {
 		scale = math.Max(1, nanos(execMs)/full)
 	}
 	return func(samples int) time.Duration {
@@ -112,7 +112,7 @@ func (w *world) serve(g *gpulet, to plan.Gpulet) ([]batch.Item, error) {
 	models := make([]batch.Model, len(bindings))
 	for i := range bindings {
 		b := &bindings[i]
-		models[i] = batch.Model{Name: b.name, Batch: len(b.solo), Exec: b.estimate(to.Models[i].ExecMs)}
+		models[i] = batch.Model{Name: b.name, Batch: b.batch, Exec: b.estimate(to.Models[i].ExecMs)}
 	}
 	return g.batcher.SetModels(models), nil
 }

@@ -207,27 +207,6 @@ func TestQueueAgreesWithTheory(t *testing.T) {
 	}
 }
 
-// TestABurstRunsAtOnce: where every batch takes as long as any, those that the plan allows for bursts answer
-// what waits sooner than planned ones, one after the other.
-func TestABurstRunsAtOnce(t *testing.T) {
-	late := func(burst int) float64 {
-		c := alone(2, 25*time.Millisecond, Constant(150))
-		set := &profile.Set{}
-		set.Add(&profile.Profile{Model: "m", GPUType: "box", Points: []profile.Point{
-			{Share: 100, Batch: 1, P50Ms: 10}, {Share: 100, Batch: 4, P50Ms: 10},
-		}})
-		c.Profiles, c.Plan.Gpulets[0].Models[0].Burst = set, burst
-		r, err := Run(c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r.Total.Violations()
-	}
-	if planned, larger := late(0), late(4); planned == 0 || larger > planned/2 {
-		t.Errorf("%.4f of the requests are late, without bursts %.4f: expected far fewer", larger, planned)
-	}
-}
-
 func TestUniformArrivalsBelowCapacityNeverWait(t *testing.T) {
 	r, err := Run(alone(1, 11*time.Millisecond, Traffic{Pattern: Uniform, Trace: []Point{{0, 99}}}))
 	if err != nil {

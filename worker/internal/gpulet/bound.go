@@ -76,19 +76,16 @@ func (m *bound) reset() {
 
 func (m *bound) name() string { return m.Model }
 
-// planned is a batch by the plan, in samples.
+// planned is the most samples of a batch by the plan.
 func (m *bound) planned() int { return max(1, min(m.Batch, m.Config.MaxBatch)) }
-
-// most is the most samples of a batch by the plan.
-func (m *bound) most() int { return max(1, min(m.MaxBatch(), m.Config.MaxBatch)) }
 
 // batch is the most samples of a batch now: no more than the loaded model is prepared for. A larger
 // one would run without a graph, for longer than the plan thinks.
 func (m *bound) batch() int {
 	if m.loaded == nil {
-		return m.most()
+		return m.planned()
 	}
-	return min(m.most(), slices.Max(m.spec.Batches))
+	return min(m.planned(), slices.Max(m.spec.Batches))
 }
 
 // timeout is how long a request may take that does not say itself.
@@ -115,7 +112,7 @@ func (m *bound) wanted(device string) engine.Spec {
 	cfg := m.Config
 	cfg.Path = m.Archive
 	return engine.Spec{
-		Model: cfg, Device: device, Precision: cfg.Precision, MaxBatch: cfg.MaxBatch, Batches: buckets(m.planned(), m.most()),
+		Model: cfg, Device: device, Precision: cfg.Precision, MaxBatch: cfg.MaxBatch, Batches: buckets(m.planned()),
 		ChannelsLast: m.Layout == engine.ChannelsLast,
 	}
 }
@@ -123,14 +120,13 @@ func (m *bound) wanted(device string) engine.Spec {
 // serves reports whether the loaded model is the one that is wanted, whatever it is prepared for.
 func (m *bound) serves(want engine.Spec) bool { return m.loaded != nil && sameModel(m.spec, want) }
 
-// buckets are the batch sizes to prepare for batches of up to most samples, of which planned ones are frequent.
-func buckets(planned, most int) []int {
-	sizes := []int{planned, most}
-	for b := 1; b < most; b *= 2 {
+// buckets are the batch sizes to prepare for batches of up to n samples.
+func buckets(n int) []int {
+	var sizes []int
+	for b := 1; b < n; b *= 2 {
 		sizes = append(sizes, b)
 	}
-	slices.Sort(sizes)
-	return slices.Compact(sizes)
+	return append(sizes, n)
 }
 
 // prepared reports whether a model with the batches of have needs nothing to run those of want.

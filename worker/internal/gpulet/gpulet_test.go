@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -87,34 +86,6 @@ func TestBatchesWhatCameWhileTheExecutorWasBusy(t *testing.T) {
 		if rep.Timing.Batch != 4 {
 			t.Errorf("%s ran in a batch of %d: expected 4", rep.RequestID, rep.Timing.Batch)
 		}
-	}
-}
-
-// More wait than a planned batch takes: they run together, up to what the plan allows, on a model that was
-// prepared for it.
-func TestABurstRunsInALargerBatchThanPlanned(t *testing.T) {
-	r := newRig(t, rigOptions{none: true})
-	r.ensure("a")
-	s := r.start()
-	s.serveBatches(2, 2, func(a *link.Assignment) { a.Burst = 3 })
-	r.waitReady(2)
-	if loaded, prepared := r.engine.specs[0].Batches, r.engine.prepared[0]; !slices.Equal(loaded, []int{3}) || !slices.Equal(prepared, []int{1, 2, 3}) {
-		t.Errorf("loaded for batches of %v and prepared for %v: expected 3, and all that occur", loaded, prepared)
-	}
-	waiting, open := r.engine.gate.shut()
-	r.send("a", "first", 1)
-	r.await(waiting)
-	for i := range 4 {
-		r.send("a", fmt.Sprint(i), 1)
-	}
-	r.waitHeld(4)
-	open()
-	sizes := map[int]int{}
-	for _, rep := range r.wait("0", "1", "2", "3") {
-		sizes[rep.Timing.Batch]++
-	}
-	if d := cmp.Diff(map[int]int{3: 3, 1: 1}, sizes); d != "" {
-		t.Errorf("requests by the batch that they ran in: %s", d)
 	}
 }
 
