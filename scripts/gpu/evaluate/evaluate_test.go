@@ -260,6 +260,27 @@ func TestASampleCountsAsARequest(t *testing.T) {
 	}
 }
 
+func TestATrySaysWhichErrorsThereWere(t *testing.T) {
+	f := loadFigures{Sent: 10, Errors: map[string]int64{"expired": 3, "overloaded": 0}}
+	var got try
+	got.judge(loadReport{Models: map[string]loadFigures{"a": f}, Total: f}, nil)
+	if d := cmp.Diff(map[string]int64{"expired": 3}, got.Models["a"].Errors); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestFirstRatesAreReadByMix(t *testing.T) {
+	got, err := parseStarts("game=38000 resnet50=1,vgg16=2=900.5")
+	if d := cmp.Diff(map[string]float64{"game": 38000, "resnet50=1,vgg16=2": 900.5}, got); d != "" || err != nil {
+		t.Error(err, d)
+	}
+	for _, text := range []string{"game", "game=", "game=-1", "game=0", "game=Inf", "game=NaN", "=5", "chess=5"} {
+		if _, err := parseStarts(text); err == nil {
+			t.Errorf("%q was read: expected an error", text)
+		}
+	}
+}
+
 func TestWhatMattersMostIsMeasuredFirst(t *testing.T) {
 	var order []string
 	for _, group := range rounds(arms) {

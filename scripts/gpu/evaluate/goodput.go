@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -31,12 +33,14 @@ type goodputConfig struct {
 	Requests float64       `env:"REQUESTS" envDefault:"8000" usage:"requests/s of all models together from which on requests carry more samples"`
 	Samples  string        `env:"SAMPLES" usage:"samples per request, model=N,...; default: as --requests asks for"`
 	Most     int           `env:"MOST_SAMPLES" envDefault:"16" usage:"most samples per request"`
+	Start    string        `env:"START" usage:"first rates to try, mix=samples/s separated by spaces (default: what the planner promises, or a part of what any plan carries)"`
 	Tries    int           `env:"TRIES" envDefault:"5" usage:"most rates to try per cell; fewer when the budget is short"`
 	Warmup   time.Duration `env:"WARMUP" envDefault:"1500ms" usage:"load at each rate before it is measured"`
 	Step     time.Duration `env:"STEP" envDefault:"3s" usage:"time that each rate is measured"`
 
 	arms    []arm
 	samples map[string]int
+	starts  map[string]float64 // samples/s, by mix
 }
 
 // Validate reports the first setting that makes no sense.
@@ -65,6 +69,10 @@ func (c *goodputConfig) Validate() error {
 			return fmt.Errorf("samples: %w", err)
 		}
 	}
+	var err error
+	if c.starts, err = parseStarts(c.Start); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
 	switch {
 	case c.Body != "" && c.Body != bodyJPEG && c.Body != bodyRandom:
 		return fmt.Errorf("body %q: expected %s or %s", c.Body, bodyJPEG, bodyRandom)
@@ -76,6 +84,23 @@ func (c *goodputConfig) Validate() error {
 		return fmt.Errorf("warmup %v, step %v: expected at least 0, and more than 0", c.Warmup, c.Step)
 	}
 	return nil
+}
+
+// parseStarts reads mix=samples/s separated by spaces. A mix may have = in it.
+func parseStarts(text string) (map[string]float64, error) {
+	out := map[string]float64{}
+	for part := range strings.FieldsSeq(text) {
+		i := max(0, strings.LastIndexByte(part, '='))
+		rate, err := strconv.ParseFloat(strings.TrimPrefix(part[i:], "="), 64)
+		if err != nil || !(rate > 0) || math.IsInf(rate, 0) {
+			return nil, fmt.Errorf("found %q: expected mix=samples/s", part)
+		}
+		if _, err := parseMix(part[:i]); err != nil {
+			return nil, err
+		}
+		out[part[:i]] = rate
+	}
+	return out, nil
 }
 
 func newGoodputCommand() *cobra.Command {
@@ -145,6 +170,8 @@ type tryModel struct {
 	BatchedMs  float64 `json:"batched_ms"`
 	ExecMs     float64 `json:"exec_ms"`
 	Batch      float64 `json:"batch"` // samples that ran together
+	// Errors counts the requests that were answered with an error, by its code.
+	Errors map[string]int64 `json:"errors,omitempty"`
 }
 
 // evaluation is a run of evaluate goodput.
@@ -280,7 +307,7 @@ func (e *evaluation) cell(ctx context.Context, mix string, a arm, tries int) (ce
 	if err := e.site.serveWith(ctx, a.worker); err != nil {
 		return c, err
 	}
-	find := search{rate: x.start}
+	find := search{rate: cmp.Or(e.cfg.starts[mix], x.start)}
 	for len(c.Tries) < tries && !find.done() {
 		t, err := x.try(ctx, find.rate)
 		if err != nil && len(c.Tries) > 0 && ctx.Err() == nil {
@@ -463,6 +490,14 @@ func (t *try) judge(r loadReport, samples map[string]int) {
 	for name, f := range r.Models {
 		n := float64(max(1, samples[name]))
 		m := tryModel{Rate: f.RateRPS * n, Requests: f.Sent, Violations: f.missed(), P50Ms: f.P50Ms, P99Ms: f.P99Ms}
+		for code, count := range f.Errors {
+			if count > 0 {
+				if m.Errors == nil {
+					m.Errors = map[string]int64{}
+				}
+				m.Errors[code] = count
+			}
+		}
 		if f.Stages != nil {
 			m.QueuedMs, m.BatchedMs, m.ExecMs, m.Batch = f.Stages.QueuedMs, f.Stages.BatchedMs, f.Stages.ExecMs, f.Stages.Batch
 		}
