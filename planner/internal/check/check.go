@@ -215,7 +215,7 @@ func (c *checker) assignment(g plan.Gpulet, a plan.Assignment, batchMs, duty flo
 func (c *checker) batchMs(g plan.Gpulet, a plan.Assignment, neighbours [][]problem.Load) (float64, error) {
 	m, ok := c.models[a.Model]
 	if !ok {
-		return 0, fmt.Errorf("no such model in the problem")
+		return 0, fmt.Errorf("no such model with a profile")
 	}
 	if m.MaxBatch > 0 && a.Batch > m.MaxBatch {
 		return 0, fmt.Errorf("batch %d, the model takes at most %d", a.Batch, m.MaxBatch)

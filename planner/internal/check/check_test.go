@@ -93,7 +93,7 @@ func TestNamesEveryBrokenRuleWithNumbers(t *testing.T) {
 		}},
 		{"batch above the model's", func(in *problem.Input, p *plan.Plan) { in.Models[0].MaxBatch = 1 }, []string{"profile: x a: batch 2, the model takes at most 1"}},
 		{"unknown model", func(_ *problem.Input, p *plan.Plan) { p.Gpulets[1].Models[0].Model = "c" }, []string{
-			"profile: y c: no such model in the problem", "coverage: b: 0/s planned and 0/s unserved, 100/s asked",
+			"profile: y c: no such model with a profile", "coverage: b: 0/s planned and 0/s unserved, 100/s asked",
 		}},
 		{"rate", func(_ *problem.Input, p *plan.Plan) {
 			p.Gpulets[0].Models[0].Batch = 1
