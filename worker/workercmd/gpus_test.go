@@ -249,6 +249,31 @@ type deviceEngine struct {
 
 func (e deviceEngine) Device(string) (engine.Device, error) { return engine.Device{SMs: e.sms}, nil }
 
+func TestALimitIsAtLeastTheShare(t *testing.T) {
+	for limit, want := range map[int]string{0: "", 20: "", 40: "", 10: "limit 10: expected 20 to 100 percent, or 0", 101: "limit 101: expected"} {
+		cfg := gpuletConfig{ID: "g", Share: 20, Limit: limit, Grace: time.Second, Engine: engineConfig{Engine: engine.Reference}}
+		if err := cfg.Validate(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("limit %d: error %v: expected %q", limit, err, want)
+		}
+	}
+}
+
+func TestMPSHoldsAGpuletToItsLimit(t *testing.T) {
+	cfg, inv := twoGPUs(t)
+	g, err := startGPUs(t.Context(), cfg, inv, false, silent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &host{gpus: g}
+	defer h.close()
+	for limit, want := range map[int]string{0: "=20", 40: "=40"} {
+		start := agent.Start{Gpulet: plan.Gpulet{ID: "g", Share: 20, Limit: limit}, Device: inv.Devices[0]}
+		if env := h.shareEnv(&runConfig{}, start); !slices.Contains(env, mps.ShareVariable+want) {
+			t.Errorf("share 20, limit %d: environment %q lacks %s%s", limit, env, mps.ShareVariable, want)
+		}
+	}
+}
+
 func TestArgumentsOfAGpuletOnAGPU(t *testing.T) {
 	cfg := &runConfig{DrainTimeout: 30 * time.Second}
 	start := agent.Start{Gpulet: plan.Gpulet{ID: "g", GPU: 3, Share: 40}, Device: plan.Device{Index: 3, GPUType: "h100", SMs: 132}}

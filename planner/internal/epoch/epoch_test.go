@@ -394,6 +394,24 @@ func TestGpuletsKeepTheirIDs(t *testing.T) {
 	}
 }
 
+// TestAnotherLimitIsAnotherGpulet: a process keeps its limit, so an id does.
+func TestAnotherLimitIsAnotherGpulet(t *testing.T) {
+	f := newFleet(t, "elastic")
+	f.host("a", 1)
+	g := plan.Gpulet{ID: "x", Host: "a", GPUType: "rtx2080ti", Share: 20, Models: []plan.Assignment{{Model: "bert", Batch: 1, RateRPS: 1}}}
+	for _, c := range []struct {
+		was, is int
+		same    bool
+	}{{0, 0, true}, {40, 40, true}, {0, 20, true}, {0, 40, false}, {40, 0, false}} {
+		running, packed := g, g
+		running.Limit, packed.Limit = c.was, c.is
+		f.state.Current = plan.Plan{Revision: 7, Gpulets: []plan.Gpulet{running}}
+		if got := settle(plan.Plan{Gpulets: []plan.Gpulet{packed}}, f.state).Gpulets[0].ID; (got == "x") != c.same {
+			t.Errorf("limit %d, then %d: id %q: the same one %v expected", c.was, c.is, got, c.same)
+		}
+	}
+}
+
 func TestContentsChangePlacesForTheFewestMoves(t *testing.T) {
 	f := newFleet(t, "elastic")
 	f.host("a", 3)

@@ -43,7 +43,7 @@ func (g *search) moves(s *state) int {
 	if g.env.in.Current == nil {
 		return 0
 	}
-	return plan.Diff(*g.env.in.Current, s.result("", Options{Headroom: g.roomy}).Plan).Moves()
+	return plan.Diff(*g.env.in.Current, s.result("", Options{}).Plan).Moves()
 }
 
 // asItIs keeps every gpu-let, with the same part of its models' rates as in the current plan; nil where

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gpulet/gpulet/planner/internal/problem"
+	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
@@ -21,6 +22,10 @@ type env struct {
 	gpus []device
 	// tables holds what is known of a model on a class; nil where it cannot run there.
 	tables [][]*table // [class][model]
+	// roomy is true when the plan is to have headroom: light gpu-lets then get their limit.
+	roomy bool
+	// lightNow lists the light gpu-lets of the current plan, by place.
+	lightNow map[string][]plan.Gpulet
 	// emission is, by class, the largest pressure per whole GPU that any model reaches.
 	emission []float64
 	// pressure is true when interference has the form of problem.Pressure.
@@ -74,7 +79,7 @@ type row struct {
 const maxPlannedBatch = 256
 
 func newEnv(in *problem.Input) *env {
-	e := &env{in: in, alone: in.Interference == nil}
+	e := &env{in: in, alone: in.Interference == nil, lightNow: lightIn(in.Current)}
 	p, ok := in.Interference.(problem.Pressure)
 	e.pressure = ok
 	for _, m := range in.Models {

@@ -22,6 +22,7 @@ func init() { algorithms["gpulet"] = Gpulet }
 // plan is sound; it stops anywhere and returns the best so far.
 func Gpulet(in problem.Input, opt Options) Result {
 	e := newEnv(&in)
+	e.roomy = opt.Headroom
 	g := newSearch(e, opt)
 	s := g.solve()
 	if in.Current != nil {
@@ -48,12 +49,11 @@ type search struct {
 	steps  int       // used
 	budget int
 	rand   uint64
-	roomy  bool // the plan is to have headroom
 }
 
 func newSearch(e *env, opt Options) *search {
 	f := newFiller(e)
-	g := &search{env: e, fill: f, price: f.prices(), budget: opt.Steps, rand: 0x9e3779b97f4a7c15, roomy: opt.Headroom}
+	g := &search{env: e, fill: f, price: f.prices(), budget: opt.Steps, rand: 0x9e3779b97f4a7c15}
 	switch {
 	case opt.Steps == 0:
 		g.budget = 400

@@ -17,6 +17,9 @@ const (
 
 // light reports whether a gpu-let may use lightLimit of its GPU.
 func (e *env) light(g plan.Gpulet) bool {
+	if g.Share >= lightLimit {
+		return false
+	}
 	most := lightLoss
 	if e.isLight(g) {
 		most = lightKept
@@ -32,12 +35,25 @@ func (e *env) light(g plan.Gpulet) bool {
 			return false
 		}
 	}
-	return g.Share < lightLimit
+	return true
 }
 
 // isLight reports whether the current plan has a light gpu-let in the place of g with one of its models.
 func (e *env) isLight(g plan.Gpulet) bool {
-	return e.in.Current != nil && slices.ContainsFunc(e.in.Current.Gpulets, func(old plan.Gpulet) bool {
-		return old.Device() == g.Device() && old.Share == g.Share && old.Limit == lightLimit && inCommon(old, g) > 0
-	})
+	g.Limit = lightLimit
+	return slices.ContainsFunc(e.lightNow[place(g)], func(old plan.Gpulet) bool { return inCommon(old, g) > 0 })
+}
+
+// lightIn lists the light gpu-lets of a plan by their place; none without a plan.
+func lightIn(current *plan.Plan) map[string][]plan.Gpulet {
+	if current == nil {
+		return nil
+	}
+	out := map[string][]plan.Gpulet{}
+	for _, g := range current.Gpulets {
+		if g.Limit == lightLimit && g.Share < lightLimit {
+			out[place(g)] = append(out[place(g)], g)
+		}
+	}
+	return out
 }

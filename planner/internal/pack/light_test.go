@@ -1,6 +1,7 @@
 package pack
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -40,10 +41,61 @@ func TestLightGpuletsMayUseMoreThanTheirShare(t *testing.T) {
 	if v := check.Plan(in, p); len(v) > 0 {
 		t.Error(v)
 	}
-	for _, g := range Gpulet(in, Options{}).Plan.Gpulets {
-		if g.Limit != 0 {
-			t.Errorf("%s has a limit of %d %%: expected none without headroom", g.ID, g.Limit)
+	cores := spiky(t)
+	cores.GPUs[0].Shares = []int{5, 10, 15, 20, 25, 30, 35, 40, 50, 60, 80, 100}
+	for why, p := range map[string]plan.Plan{
+		"without headroom":                         Gpulet(in, Options{}).Plan,
+		"with another algorithm":                   Elastic(in, Options{Headroom: true}).Plan,
+		"on a device that allows only some shares": Gpulet(cores, Options{Headroom: true}).Plan,
+	} {
+		narrow := 0
+		for _, g := range p.Gpulets {
+			if g.Share < lightLimit {
+				narrow++
+			}
+			if g.Limit != 0 {
+				t.Errorf("%s: %s has a limit of %d %%: expected none", why, g.ID, g.Limit)
+			}
 		}
+		if narrow == 0 {
+			t.Errorf("%s: no gpu-let under %d %% in %v: expected one", why, lightLimit, p.Gpulets)
+		}
+	}
+}
+
+// TestAnotherLimitIsAnotherGpulet: a process keeps its limit, so an id does.
+func TestAnotherLimitIsAnotherGpulet(t *testing.T) {
+	in := spiky(t)
+	with := Gpulet(in, Options{Headroom: true}).Plan
+	with.Revision = 1
+	in.Current = &with
+	if diff := plan.Diff(with, Gpulet(in, Options{Headroom: true}).Plan); !diff.Empty() {
+		t.Errorf("nothing changed, and yet:\n%s", diff)
+	}
+	without := with
+	without.Gpulets = slices.Clone(with.Gpulets)
+	was, light := map[string]int{}, 0
+	for i := range without.Gpulets {
+		g := &without.Gpulets[i]
+		if g.Limit > 0 {
+			light++
+		}
+		g.Limit = 0
+		was[g.ID] = g.MaxShare()
+	}
+	in.Current = &without
+	kept := 0
+	for _, g := range Gpulet(in, Options{Headroom: true}).Plan.Gpulets {
+		before, known := was[g.ID]
+		if known && before != g.MaxShare() {
+			t.Errorf("%s may use %d %% and then %d", g.ID, before, g.MaxShare())
+		}
+		if known {
+			kept++
+		}
+	}
+	if light == 0 || kept == 0 {
+		t.Errorf("%d light gpu-lets, %d that stay: expected some of each", light, kept)
 	}
 }
 
@@ -73,6 +125,18 @@ func TestALightGpuletStaysOne(t *testing.T) {
 		in.Current = &plan.Plan{Gpulets: []plan.Gpulet{before}}
 		if got := newEnv(&in).light(g); got != c.kept {
 			t.Errorf("batches of %d, light before: light %v: expected %v", c.batch, got, c.kept)
+		}
+		before := before
+		before.Models = []plan.Assignment{{Model: "other"}}
+		in.Current = &plan.Plan{Gpulets: []plan.Gpulet{before}}
+		if got := newEnv(&in).light(g); got != c.fresh {
+			t.Errorf("batches of %d, another light before: light %v: expected %v", c.batch, got, c.fresh)
+		}
+	}
+	g.Models = []plan.Assignment{{Model: "m", Batch: 1}}
+	for share, want := range map[int]bool{39: true, 40: false, 50: false} {
+		if g.Share = share; newEnv(&in).light(g) != want {
+			t.Errorf("share of %d %%: light %v: expected %v", share, !want, want)
 		}
 	}
 }

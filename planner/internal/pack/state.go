@@ -127,7 +127,7 @@ func (s *state) result(algorithm string, opt Options) Result {
 		d := e.gpus[i]
 		e.settle(d.class, parts)
 		p.GPUsUsed++
-		p.Gpulets = append(p.Gpulets, e.gpulets(d, parts, opt.Headroom)...)
+		p.Gpulets = append(p.Gpulets, e.gpulets(d, parts)...)
 	}
 	namer.name(p.Gpulets)
 	slices.SortFunc(p.Gpulets, func(a, b plan.Gpulet) int {
@@ -150,8 +150,9 @@ func (s *state) result(algorithm string, opt Options) Result {
 	return res
 }
 
-// gpulets puts the parts of a device into a plan. With headroom, light ones may use more than their share.
-func (e *env) gpulets(d device, parts []part, headroom bool) []plan.Gpulet {
+// gpulets puts the parts of a device into a plan. With headroom, light ones may use more than their share,
+// where the device allows any: one that does not is no GPU under MPS but cores, or a GPU as a whole.
+func (e *env) gpulets(d device, parts []part) []plan.Gpulet {
 	out := make([]plan.Gpulet, 0, len(parts))
 	for _, pt := range parts {
 		g := plan.Gpulet{Host: d.gpu.Host, GPU: d.gpu.Index, GPUType: d.gpu.Type, Share: e.classes[d.class].shares[pt.si]}
@@ -165,7 +166,7 @@ func (e *env) gpulets(d device, parts []part, headroom bool) []plan.Gpulet {
 				Layout: e.in.Layout(d.gpu.Type, e.models[sl.m].name),
 			})
 		}
-		if headroom && e.light(g) {
+		if e.roomy && len(d.gpu.Shares) == 0 && e.light(g) {
 			g.Limit = lightLimit
 		}
 		slices.SortFunc(g.Models, func(a, b plan.Assignment) int { return cmp.Compare(a.Model, b.Model) })

@@ -212,6 +212,12 @@ func TestGpuletsStayWhereTheyCan(t *testing.T) {
 	if len(seen) != 4 {
 		t.Errorf("%d ids: expected 4", len(seen))
 	}
+	s.current = next
+	light := lets("50 b", "20 a", "30 a")
+	light.Gpulets[1].Limit = 40
+	if got := s.place(light).Gpulets; got[1].ID == next.Gpulets[1].ID || got[2].ID != next.Gpulets[2].ID {
+		t.Errorf("%v after %v: expected another id for another limit, and no other", got, next.Gpulets)
+	}
 }
 
 // TestPlansAreSoughtNearWhatIsKnownToBeCarried, also where only one of the two peaks was found.

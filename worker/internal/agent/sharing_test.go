@@ -109,6 +109,17 @@ func (s *shared) ends(id string) {
 	}
 }
 
+// TestAGpuletWithALimitIsThePlans: one whose limit was forgotten would be ended and started for ever.
+func TestAGpuletWithALimitIsThePlans(t *testing.T) {
+	s := newShared(t, map[string]string{"a": "0 0 cat >/dev/null"})
+	s.plan.Gpulets[0].Limit = 40
+	s.reconcile(time.Now())
+	s.reconcile(time.Now())
+	if c := s.children["a"]; c == nil || !c.DrainedAt.IsZero() {
+		t.Errorf("child %+v: expected it to be left alone", c)
+	}
+}
+
 func TestADeviceFaultStartsAllGpuletsOfItsGPUAgain(t *testing.T) {
 	s := newShared(t, map[string]string{
 		"a": "0 0 read line; exit 3", // ends when it is told what to serve
