@@ -146,7 +146,8 @@ func (b *Bus) answer(msg *jetstream.RawStreamMsg, status wire.Status, model, det
 		return err
 	}
 	if to := msg.Header.Get(wire.HeaderReplyTo); to != "" {
-		if err := b.Reply(to, header, body); err != nil || msg.Header.Get(wire.HeaderKeep) == "" {
+		err := b.Reply(to, header, body)
+		if msg.Header.Get(wire.HeaderKeep) == "" || errors.Is(err, ErrUnavailable) {
 			return err
 		}
 	}

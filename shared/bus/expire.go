@@ -125,10 +125,15 @@ func (q *waitingRoom) left(msg *jetstream.RawStreamMsg) time.Duration {
 }
 
 // endStored answers a request that lies in its queue and then deletes it: whoever dies in between leaves it
-// to others. It is false when somebody else was faster.
+// to others. One that nobody can answer, since its address or its id is bad, is deleted, too. It is false
+// when somebody else was faster.
 func (b *Bus) endStored(ctx context.Context, queue jetstream.Stream, msg *jetstream.RawStreamMsg, status wire.Status, detail string) (bool, error) {
-	if err := b.answer(msg, status, modelOf(queue.CachedInfo().Config.Name), detail); err != nil {
+	name := modelOf(queue.CachedInfo().Config.Name)
+	switch err := b.answer(msg, status, name, detail); {
+	case errors.Is(err, ErrUnavailable):
 		return false, err
+	case err != nil:
+		b.log.Debug("reply not sent", "model", name, "request_id", idOf(msg), "error", err)
 	}
 	ctx, cancel := apiContext(ctx)
 	defer cancel()

@@ -104,3 +104,29 @@ func TestAFetchedRequestExpiresAnAckWaitLater(t *testing.T) {
 		t.Errorf("%d requests expired, %v: expected 1", n, err)
 	}
 }
+
+// A request that no one can ever be told of, since its reply address or its id is bad, ends like any other:
+// it does not keep those behind it waiting, and it does not come back.
+func TestARequestThatCannotBeAnsweredHoldsUpNoOther(t *testing.T) {
+	s := newSystem(t)
+	s.queue(t, queueOf("m"))
+	c := s.connect(t, bus.RoleClient)
+	past := time.Now().Add(-time.Second)
+	for _, m := range []*bus.Message{
+		{RequestID: "nowhere", ReplyTo: "somewhere.else"},
+		{Header: map[string]string{wire.HeaderRequestID: "a.b"}},
+		{RequestID: "kept", ReplyTo: "somewhere.else", Header: map[string]string{wire.HeaderKeep: "true"}},
+		{RequestID: "behind"},
+	} {
+		m.Model, m.Deadline = "m", past
+		send(t, c, m)
+	}
+	if n, early, err := s.planner.Expire(t.Context(), "m", []uint64{1, 2, 3, 4}); n != 4 || len(early) != 0 || err != nil {
+		t.Errorf("%d requests expired, %v told to wait, %v: expected 4", n, early, err)
+	}
+	for _, id := range []string{"kept", "behind"} {
+		if r, err := c.Result(t.Context(), "m", id); err != nil || r.Get(wire.HeaderStatus) != string(wire.Expired) {
+			t.Errorf("result %q of %s, %v", r.Get(wire.HeaderStatus), id, err)
+		}
+	}
+}

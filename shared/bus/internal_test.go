@@ -1,7 +1,9 @@
 package bus
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +11,24 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
+
+func TestWhatDoesNotStoreAResultNowMayLater(t *testing.T) {
+	for err, passes := range map[error]bool{
+		fmt.Errorf("publish: %w", context.DeadlineExceeded):       true, // the store says nothing
+		apiError(&jetstream.APIError{ErrorCode: codeStoreFailed}): true,
+		apiError(&jetstream.APIError{ErrorCode: codeNoResources}): true,
+		ErrUnacknowledged: true,
+		ErrTooLarge:       false,
+		ErrConflict:       false,
+	} {
+		if got := notStored(err); errors.Is(got, ErrUnavailable) != passes || !errors.Is(got, err) {
+			t.Errorf("%v becomes %v", err, got)
+		}
+	}
+	if err := notStored(nil); err != nil {
+		t.Error(err)
+	}
+}
 
 func TestLateAcknowledgementsAreGivenUp(t *testing.T) {
 	a := newAcks(nil)

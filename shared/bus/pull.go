@@ -235,8 +235,10 @@ func (p *Puller) reconnected() {
 }
 
 func (p *Puller) receive(m *nats.Msg) {
-	if status := m.Header.Get("Status"); status != "" && len(m.Data) == 0 {
-		p.receiveStatus(m, status)
+	// What the server says comes to the pull's own subject. A request comes under its queue's subject, and
+	// its headers are its client's: one that says Status speaks for nobody.
+	if id, ours := strings.CutPrefix(m.Subject, p.inbox+"."); ours {
+		p.receiveStatus(id, m.Header)
 		return
 	}
 	msg, err := newFetched(p.bus, m)
@@ -253,16 +255,14 @@ func (p *Puller) receive(m *nats.Msg) {
 	}
 }
 
-// receiveStatus ends the pull that a status is about; its subject says which.
-func (p *Puller) receiveStatus(m *nats.Msg, status string) {
-	if status == "100" { // a heartbeat
+// receiveStatus ends the pull that a status is about.
+func (p *Puller) receiveStatus(pull string, h nats.Header) {
+	id, err := strconv.ParseUint(pull, 36, 64)
+	status := h.Get("Status")
+	if err != nil || status == "" || status == "100" { // the last is a heartbeat
 		return
 	}
-	id, err := strconv.ParseUint(strings.TrimPrefix(m.Subject, p.inbox+"."), 36, 64)
-	if err != nil {
-		return
-	}
-	p.end(id, statusError(p.model, status, m.Header.Get("Description")))
+	p.end(id, statusError(p.model, status, h.Get("Description")))
 }
 
 // count takes one message off the outstanding pull and reports whether that was its last.

@@ -297,6 +297,24 @@ func TestMaxBytesEndsAPull(t *testing.T) {
 	}
 }
 
+// A client may give its request any header. One without a body that looks like the server's word on a pull
+// is a request like any other, and is answered.
+func TestARequestIsNotTakenForAStatus(t *testing.T) {
+	s := newSystem(t)
+	s.queue(t, queueOf("m"))
+	c := s.connect(t, bus.RoleClient)
+	f := newFetcher(t, s.connect(t, bus.RoleWorker), "m", 1)
+	for _, status := range []string{"100", "404", "409", "503"} {
+		send(t, c, &bus.Message{Model: "m", Header: map[string]string{"Status": status, "Description": "Server Shutdown"}})
+		f.pull(t, 1, true, time.Minute)
+		list := f.batch(t)
+		if len(list) != 1 || list[0].Get("Status") != status {
+			t.Fatalf("status %s: %d messages, expected the request", status, len(list))
+		}
+		ackAll(t, list)
+	}
+}
+
 func TestWhatHappensToAFetchedRequest(t *testing.T) {
 	s := newSystem(t)
 	s.queue(t, queueOf("m"))

@@ -34,7 +34,9 @@ func (b *Bus) Reply(to string, header map[string]string, body []byte) error {
 
 // StoreResult stores an answer for 15 minutes under result.<model>.<request id> and waits for the
 // acknowledgement, at most 5 s. The first result of a request stands: another one is not stored, which
-// is no error. Only "poisoned" gives way, to the result of a dead letter that is tried again.
+// is no error. Only "poisoned" gives way, to the result of a dead letter that is tried again. Errors are
+// ErrUnavailable, after which another try may succeed, ErrTooLarge, or that of a name or a header that no
+// try can store.
 func (b *Bus) StoreResult(model, requestID string, header map[string]string, body []byte) error {
 	if err := checkResult(model, requestID); err != nil {
 		return err
@@ -65,7 +67,16 @@ func (b *Bus) storeOver(ctx context.Context, seq uint64, model, requestID string
 		return err
 	}
 	_, err = b.store(ctx, msg)
-	return err
+	return notStored(err)
+}
+
+// notStored says of an error of the store that it passes: also when the store has no room, or says nothing
+// in time.
+func notStored(err error) error {
+	if err == nil || errors.Is(err, ErrConflict) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrUnavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
 // storeAgain stores a result where there is one already, if that one gives way.

@@ -102,6 +102,32 @@ func TestResultsAreKept(t *testing.T) {
 	}
 }
 
+// Whoever answers leaves a request in its queue when its result is refused for now, so that has to be told
+// from a name that no try can store.
+func TestAResultThatIsRefusedForNowIsUnavailable(t *testing.T) {
+	s := newSystem(t)
+	w := s.connect(t, bus.RoleWorker)
+	js, err := jetstream.New(s.raw(t, bus.RolePlanner))
+	if err != nil {
+		t.Fatal(err)
+	}
+	results, err := js.Stream(t.Context(), bus.StreamResults)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := results.CachedInfo().Config
+	full.MaxBytes, full.Discard = 1, jetstream.DiscardNew
+	if _, err := js.UpdateStream(t.Context(), full); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.StoreResult("m", "r", nil, nil); !errors.Is(err, bus.ErrUnavailable) {
+		t.Errorf("a store without room: %v, expected %v", err, bus.ErrUnavailable)
+	}
+	if err := w.StoreResult("m", "a.b", nil, nil); err == nil || errors.Is(err, bus.ErrUnavailable) {
+		t.Errorf("a bad id: %v, expected another error than %v", err, bus.ErrUnavailable)
+	}
+}
+
 // letters reads the dead letters.
 func (s system) letters(t testing.TB) []*jetstream.RawStreamMsg {
 	t.Helper()

@@ -140,9 +140,9 @@ type Sent uint8
 const (
 	Handed        Sent = iota // to the server, or stored there
 	Undeliverable             // no one can ever send it: its address is bad
-	Unsent                    // the bus is down
+	Unsent                    // the bus is down, or does not store it now
 )
 
 // Acknowledge reports whether the worker takes the request out of its queue. What could not be said for
-// want of a connection is left there, to be answered by somebody who has one.
+// want of a connection, or of a store, is left there, to be answered by somebody who has one.
 func (s Sent) Acknowledge() bool { return s != Unsent }
