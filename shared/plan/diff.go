@@ -62,7 +62,7 @@ func byID(p Plan) map[string]Gpulet {
 
 // samePlace is true of a plan that kept the rule that an id never changes its place.
 func samePlace(a, b Gpulet) bool {
-	return a.Host == b.Host && a.GPU == b.GPU && a.Share == b.Share && a.MaxShare() == b.MaxShare()
+	return a.Host == b.Host && a.GPU == b.GPU && a.SameShares(b)
 }
 
 func reassign(old, new Gpulet) Reassignment {

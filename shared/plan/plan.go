@@ -51,6 +51,9 @@ type Gpulet struct {
 // MaxShare is how many percent of the GPU's SMs the gpu-let's process may use.
 func (g Gpulet) MaxShare() int { return max(g.Share, g.Limit) }
 
+// SameShares reports whether o has the same share and may use as much.
+func (g Gpulet) SameShares(o Gpulet) bool { return g.Share == o.Share && g.MaxShare() == o.MaxShare() }
+
 // Shares puts the share into words, with the limit where that is more: "20%", "20..40%".
 func (g Gpulet) Shares() string {
 	if g.MaxShare() > g.Share {

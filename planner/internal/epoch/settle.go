@@ -223,7 +223,7 @@ func inherit(gs []plan.Gpulet, here []int, running []plan.Gpulet) {
 	var pairs []pair
 	for a, i := range here {
 		for b, r := range running {
-			if gs[i].Share == r.Share && gs[i].MaxShare() == r.MaxShare() && gs[i].GPUType == r.GPUType {
+			if gs[i].SameShares(r) && gs[i].GPUType == r.GPUType {
 				pairs = append(pairs, pair{a, b, overlap(gs[i], r)})
 			}
 		}

@@ -24,8 +24,8 @@ type env struct {
 	tables [][]*table // [class][model]
 	// roomy is true when the plan is to have headroom: light gpu-lets then get their limit.
 	roomy bool
-	// lightNow lists the light gpu-lets of the current plan, by place.
-	lightNow map[string][]plan.Gpulet
+	// lightBefore lists the light gpu-lets of the current plan, by place.
+	lightBefore map[string][]plan.Gpulet
 	// emission is, by class, the largest pressure per whole GPU that any model reaches.
 	emission []float64
 	// pressure is true when interference has the form of problem.Pressure.
@@ -79,7 +79,7 @@ type row struct {
 const maxPlannedBatch = 256
 
 func newEnv(in *problem.Input) *env {
-	e := &env{in: in, alone: in.Interference == nil, lightNow: lightIn(in.Current)}
+	e := &env{in: in, alone: in.Interference == nil, lightBefore: lightIn(in.Current)}
 	p, ok := in.Interference.(problem.Pressure)
 	e.pressure = ok
 	for _, m := range in.Models {

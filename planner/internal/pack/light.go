@@ -21,7 +21,7 @@ func (e *env) light(g plan.Gpulet) bool {
 		return false
 	}
 	most := lightLoss
-	if e.isLight(g) {
+	if e.wasLight(g) {
 		most = lightKept
 	}
 	for _, a := range g.Models {
@@ -38,10 +38,10 @@ func (e *env) light(g plan.Gpulet) bool {
 	return true
 }
 
-// isLight reports whether the current plan has a light gpu-let in the place of g with one of its models.
-func (e *env) isLight(g plan.Gpulet) bool {
+// wasLight reports whether the current plan has a light gpu-let in the place of g with one of its models.
+func (e *env) wasLight(g plan.Gpulet) bool {
 	g.Limit = lightLimit
-	return slices.ContainsFunc(e.lightNow[place(g)], func(old plan.Gpulet) bool { return inCommon(old, g) > 0 })
+	return slices.ContainsFunc(e.lightBefore[place(g)], func(old plan.Gpulet) bool { return inCommon(old, g) > 0 })
 }
 
 // lightIn lists the light gpu-lets of a plan by their place; none without a plan.

@@ -490,14 +490,8 @@ func (t *try) judge(r loadReport, samples map[string]int) {
 	for name, f := range r.Models {
 		n := float64(max(1, samples[name]))
 		m := tryModel{Rate: f.RateRPS * n, Requests: f.Sent, Violations: f.missed(), P50Ms: f.P50Ms, P99Ms: f.P99Ms}
-		for code, count := range f.Errors {
-			if count > 0 {
-				if m.Errors == nil {
-					m.Errors = map[string]int64{}
-				}
-				m.Errors[code] = count
-			}
-		}
+		m.Errors = maps.Clone(f.Errors)
+		maps.DeleteFunc(m.Errors, func(_ string, count int64) bool { return count == 0 })
 		if f.Stages != nil {
 			m.QueuedMs, m.BatchedMs, m.ExecMs, m.Batch = f.Stages.QueuedMs, f.Stages.BatchedMs, f.Stages.ExecMs, f.Stages.Batch
 		}

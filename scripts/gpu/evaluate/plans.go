@@ -183,7 +183,7 @@ func (s *site) place(p plan.Plan) plan.Plan {
 	taken := func(g plan.Gpulet) (id string) {
 		best, most := -1, -1
 		for i, old := range free {
-			if n := common(old, g); old.Share == g.Share && old.MaxShare() == g.MaxShare() && n > most {
+			if n := common(old, g); old.SameShares(g) && n > most {
 				best, most = i, n
 			}
 		}

@@ -185,7 +185,7 @@ func (d *decision) settled() bool {
 }
 
 func samePlace(c Child, g plan.Gpulet) bool {
-	return c.GPU == g.GPU && c.Share == g.Share && max(c.Share, c.Limit) == g.MaxShare()
+	return c.GPU == g.GPU && g.SameShares(plan.Gpulet{Share: c.Share, Limit: c.Limit})
 }
 
 func (d *decision) child(c Child, settled bool) {
