@@ -22,7 +22,7 @@ func planTable(p plan.Plan) string {
 			if i > 0 {
 				place = "\t+"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%d\t%.1f\t%.2f\t%.2f\t%.2f\t\n", place, a.Model, a.Batch, a.RateRPS, a.ExecMs, a.DutyMs, a.DutyMs+a.ExecMs)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%.1f\t%.2f\t%.2f\t%.2f\t\n", place, a.Model, a.Batches(), a.RateRPS, a.ExecMs, a.DutyMs, a.DutyMs+a.ExecMs)
 		}
 	}
 	w.Flush() // into a Builder: cannot fail

@@ -169,14 +169,14 @@ func TestStatusShowsWhoLeads(t *testing.T) {
 	}
 }
 
-func TestTablesShowLimits(t *testing.T) {
-	g := plan.Gpulet{ID: "a", Host: "h", GPUType: "h100", Share: 15, Limit: 40, Models: []plan.Assignment{{Model: "bert", Batch: 1}}}
+func TestTablesShowLimitsAndBursts(t *testing.T) {
+	g := plan.Gpulet{ID: "a", Host: "h", GPUType: "h100", Share: 15, Limit: 40, Models: []plan.Assignment{{Model: "bert", Batch: 2, Burst: 4, RateRPS: 7}}}
 	for what, text := range map[string]string{
 		"plan":   planTable(plan.Plan{Gpulets: []plan.Gpulet{g}}),
 		"status": status{Gpulets: join(plan.Plan{Gpulets: []plan.Gpulet{g}}, nil)}.table(),
 	} {
-		if !strings.Contains(text, "15..40%") {
-			t.Errorf("%s: found no 15..40%% in:\n%s", what, text)
+		if !strings.Contains(text, "15..40%") || !strings.Contains(text, "2..4") {
+			t.Errorf("%s: found no 15..40%% and 2..4 in:\n%s", what, text)
 		}
 	}
 }

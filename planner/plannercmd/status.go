@@ -379,7 +379,7 @@ func models(as []plan.Assignment) string {
 		parts[i] = a.Model
 		switch {
 		case a.RateRPS > 0:
-			parts[i] += fmt.Sprintf(" b%d %.4g/s", a.Batch, a.RateRPS)
+			parts[i] += fmt.Sprintf(" b%s %.4g/s", a.Batches(), a.RateRPS)
 		case a.Batch > 0:
 			parts[i] += " guest"
 		}

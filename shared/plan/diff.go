@@ -67,16 +67,16 @@ func samePlace(a, b Gpulet) bool {
 
 func reassign(old, new Gpulet) Reassignment {
 	r := Reassignment{Old: old, New: new}
-	batch := map[string]int{}
+	batch := map[string][2]int{}
 	for _, a := range old.Models {
-		batch[a.Model] = a.Batch
+		batch[a.Model] = [2]int{a.Batch, a.MaxBatch()}
 	}
 	for _, a := range new.Models {
 		b, ok := batch[a.Model]
 		switch {
 		case !ok:
 			r.Load = append(r.Load, a.Model)
-		case b != a.Batch:
+		case b != [2]int{a.Batch, a.MaxBatch()}:
 			r.Rebatch = append(r.Rebatch, a.Model)
 		}
 		delete(batch, a.Model)
@@ -126,7 +126,7 @@ func modelList(g Gpulet) string {
 	}
 	parts := make([]string, len(g.Models))
 	for i, a := range g.Models {
-		parts[i] = fmt.Sprintf("%s batch=%d", a.Model, a.Batch)
+		parts[i] = fmt.Sprintf("%s batch=%s", a.Model, a.Batches())
 	}
 	return strings.Join(parts, ", ")
 }

@@ -111,6 +111,8 @@ func (g Gpulet) validate(at string) error {
 			return fmt.Errorf("key %q: found %q: expected \"channels_last\", or none", at+".layout", a.Layout)
 		case a.Batch < 1:
 			return fmt.Errorf("key %q: found %d: expected 1 or more samples", at+".batch", a.Batch)
+		case a.Burst != 0 && a.Burst < a.Batch:
+			return fmt.Errorf("key %q: found %d: expected at least the batch, %d, or none", at+".burst", a.Burst, a.Batch)
 		case !finite(a.RateRPS), !finite(a.DutyMs), !finite(a.ExecMs):
 			return fmt.Errorf("key %q: found rate %v, duty %v, exec %v: expected numbers of 0 or more", at, a.RateRPS, a.DutyMs, a.ExecMs)
 		}

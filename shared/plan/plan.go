@@ -6,6 +6,7 @@ package plan
 
 import (
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -39,8 +40,7 @@ type Gpulet struct {
 	GPU     int    `json:"gpu"` // index of the device on its host
 	GPUType string `json:"gpu_type"`
 	Share   int    `json:"share"` // percent of the GPU's SMs (of the cores on cpu), 1..100
-	// Limit is how many percent of the GPU's SMs its process may use, where neighbours lose little by more
-	// than Share. 0: Share.
+	// Limit is how many percent of the GPU's SMs its process may use while neighbours leave them. 0: Share.
 	Limit int `json:"limit,omitempty"`
 	// MemBytes is the device memory that the gpu-let is planned to take: its context and its models
 	// at their batches; 0: not known.
@@ -65,8 +65,11 @@ func (g Gpulet) Shares() string {
 // Assignment is one model on one gpu-let.
 type Assignment struct {
 	Model string `json:"model"`
-	// Batch is the largest batch (in samples) the gpu-let may run for this model.
-	Batch   int     `json:"batch"`
+	// Batch is the batch (in samples) with which the model's rate and SLO are kept: the largest that the
+	// gpu-let may run, but for Burst.
+	Batch int `json:"batch"`
+	// Burst is the largest batch (in samples) the gpu-let may run while more wait than a Batch. 0: Batch.
+	Burst   int     `json:"burst,omitempty"`
 	RateRPS float64 `json:"rate_rps"` // the part of the model's rate that this gpu-let covers
 	DutyMs  float64 `json:"duty_ms"`  // duty cycle of the gpu-let: the sum of its inflated batch times
 	ExecMs  float64 `json:"exec_ms"`  // predicted time of one full batch, interference included
@@ -75,4 +78,15 @@ type Assignment struct {
 	// Layout is how the engine should keep images: empty as the model has them, or "channels_last"
 	// where the profiler found that faster on this GPU type.
 	Layout string `json:"layout,omitempty"`
+}
+
+// MaxBatch is the largest batch, in samples, that the gpu-let may run for the model.
+func (a Assignment) MaxBatch() int { return max(a.Batch, a.Burst) }
+
+// Batches puts the batch into words, with the largest where that is more: "2", "2..4".
+func (a Assignment) Batches() string {
+	if a.MaxBatch() > a.Batch {
+		return fmt.Sprintf("%d..%d", a.Batch, a.MaxBatch())
+	}
+	return strconv.Itoa(a.Batch)
 }

@@ -43,6 +43,7 @@ func TestValidateSaysWhatIsWrong(t *testing.T) {
 		{`key "gpulets[0].models[1].model": found "x" again`, []Gpulet{let("a", 50, "x", "x")}},
 		{`key "gpulets[0].models[0].model": found "X Y"`, []Gpulet{let("a", 50, "X Y")}},
 		{`key "gpulets[0].limit": found 40: expected 50..100 percent, at least the share, or none`, []Gpulet{limited("a", 50, 40, "x")}},
+		{`key "gpulets[0].models[0].burst": found 3: expected at least the batch, 4, or none`, []Gpulet{bursting("a", 20, 3, "x")}},
 		{`key "gpulets[0].limit": found 101`, []Gpulet{limited("a", 50, 101, "x")}},
 	} {
 		if err := (Plan{Gpulets: c.lets}).Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -55,6 +56,25 @@ func limited(id string, share, limit int, models ...string) Gpulet {
 	g := let(id, share, models...)
 	g.Limit = limit
 	return g
+}
+
+func bursting(id string, share, burst int, models ...string) Gpulet {
+	g := let(id, share, models...)
+	g.Models[0].Burst = burst
+	return g
+}
+
+func TestAnotherBurstIsAnotherBatch(t *testing.T) {
+	old, new := Plan{Gpulets: []Gpulet{let("a", 20, "x")}}, Plan{Gpulets: []Gpulet{bursting("a", 20, 8, "x")}}
+	if err := new.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff("~ a 20% x batch=4 -> x batch=4..8\n", Diff(old, new).String()); diff != "" {
+		t.Error(diff)
+	}
+	if same := Diff(old, Plan{Gpulets: []Gpulet{bursting("a", 20, 4, "x")}}); !same.Empty() {
+		t.Errorf("a burst of the batch itself is none: %v", same)
+	}
 }
 
 func TestAnotherLimitIsAnotherProcess(t *testing.T) {

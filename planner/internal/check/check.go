@@ -162,7 +162,7 @@ func (c *checker) memory(name string, gpu problem.GPU) {
 		used += c.in.ContextBytes
 		for _, a := range c.plan.Gpulets[i].Models {
 			if prof, ok := c.in.Profiles.Get(gpu.Type, a.Model); ok {
-				used += prof.MemBytes(a.Batch)
+				used += prof.MemBytes(a.MaxBatch())
 			}
 		}
 	}
@@ -217,8 +217,8 @@ func (c *checker) batchMs(g plan.Gpulet, a plan.Assignment, neighbours [][]probl
 	if !ok {
 		return 0, fmt.Errorf("no such model with a profile")
 	}
-	if m.MaxBatch > 0 && a.Batch > m.MaxBatch {
-		return 0, fmt.Errorf("batch %d, the model takes at most %d", a.Batch, m.MaxBatch)
+	if most := a.MaxBatch(); m.MaxBatch > 0 && most > m.MaxBatch {
+		return 0, fmt.Errorf("batch %d, the model takes at most %d", most, m.MaxBatch)
 	}
 	prof, ok := c.in.Profiles.Get(g.GPUType, a.Model)
 	if !ok {

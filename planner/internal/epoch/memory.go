@@ -47,12 +47,12 @@ func (m memory) learn(s State, known profiles) memory {
 	return learned
 }
 
-// batchOf is the batch that a plan gives a model on a gpu-let, at least 1.
+// batchOf is the largest batch that a plan gives a model on a gpu-let, at least 1.
 func batchOf(p plan.Plan, gpulet, model string) int {
 	for _, g := range p.Gpulets {
 		for _, a := range g.Models {
 			if g.ID == gpulet && a.Model == model {
-				return a.Batch
+				return a.MaxBatch()
 			}
 		}
 	}

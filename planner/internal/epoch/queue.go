@@ -41,7 +41,7 @@ func QueueFor(m model.Model, p plan.Plan, load Load, maxPayload int64) Queue {
 	for _, g := range p.Gpulets {
 		for _, a := range g.Models {
 			if a.Model == m.Name {
-				batches += a.Batch
+				batches += a.MaxBatch()
 				worst = max(worst, a.ExecMs, a.DutyMs)
 			}
 		}

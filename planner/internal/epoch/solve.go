@@ -323,7 +323,7 @@ func memBytes(from problem.Profiles, gpuType string, a plan.Assignment) int64 {
 	if !ok {
 		return 0
 	}
-	return prof.MemBytes(a.Batch)
+	return prof.MemBytes(a.MaxBatch())
 }
 
 // duty is the duty cycle that the gpu-let was planned with, 0 for a gpu-let of guests.

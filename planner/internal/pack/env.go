@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/gpulet/gpulet/planner/internal/problem"
-	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
@@ -22,10 +21,8 @@ type env struct {
 	gpus []device
 	// tables holds what is known of a model on a class; nil where it cannot run there.
 	tables [][]*table // [class][model]
-	// roomy is true when the plan is to have headroom: light gpu-lets then get their limit.
+	// roomy is true when the plan is to have headroom: gpu-lets may then use more than their share.
 	roomy bool
-	// lightBefore lists the light gpu-lets of the current plan, by place.
-	lightBefore map[string][]plan.Gpulet
 	// emission is, by class, the largest pressure per whole GPU that any model reaches.
 	emission []float64
 	// pressure is true when interference has the form of problem.Pressure.
@@ -79,7 +76,7 @@ type row struct {
 const maxPlannedBatch = 256
 
 func newEnv(in *problem.Input) *env {
-	e := &env{in: in, alone: in.Interference == nil, lightBefore: lightIn(in.Current)}
+	e := &env{in: in, alone: in.Interference == nil}
 	p, ok := in.Interference.(problem.Pressure)
 	e.pressure = ok
 	for _, m := range in.Models {

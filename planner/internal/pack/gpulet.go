@@ -32,6 +32,7 @@ func Gpulet(in problem.Input, opt Options) Result {
 	s.spread()
 	if opt.Headroom {
 		s = g.headroom(s)
+		s.burst()
 	}
 	res := s.result("gpulet", opt)
 	if !s.complete() {

@@ -18,8 +18,12 @@ type slot struct {
 	rate  float64 // samples/s it has to carry
 	least int     // samples that batch has at least, whatever the rate asks for
 	batch int     // settled
+	burst int     // samples that a batch may have while more wait; 0: batch
 	ms    float64 // inflated time of a full batch, valid once settled
 }
+
+// most is how many samples a batch may have.
+func (s *slot) most() int { return max(s.batch, s.burst) }
 
 // slack is the relative distance kept from the rate that a batch per cycle carries. An SLO may be met
 // exactly: the checker, which sums in another order, grants far more than rounding.
@@ -179,7 +183,7 @@ func (e *env) fits(c int, parts []part) bool {
 		share += cl.shares[parts[i].si]
 		mem += e.in.ContextBytes
 		for _, s := range parts[i].slots {
-			mem += e.tables[c][s.m].mem[s.batch-1]
+			mem += e.tables[c][s.m].mem[s.most()-1]
 		}
 	}
 	return share <= 100 && (cl.mem <= 0 || mem <= cl.mem)

@@ -150,8 +150,7 @@ func (s *state) result(algorithm string, opt Options) Result {
 	return res
 }
 
-// gpulets puts the parts of a device into a plan. With headroom, light ones may use more than their share,
-// where the device allows any: one that does not is no GPU under MPS but cores, or a GPU as a whole.
+// gpulets puts the parts of a device into a plan.
 func (e *env) gpulets(d device, parts []part) []plan.Gpulet {
 	out := make([]plan.Gpulet, 0, len(parts))
 	for _, pt := range parts {
@@ -162,12 +161,12 @@ func (e *env) gpulets(d device, parts []part) []plan.Gpulet {
 		}
 		for _, sl := range pt.slots {
 			g.Models = append(g.Models, plan.Assignment{
-				Model: e.models[sl.m].name, Batch: sl.batch, RateRPS: sl.rate, DutyMs: round(duty), ExecMs: round(sl.ms),
+				Model: e.models[sl.m].name, Batch: sl.batch, Burst: sl.burst, RateRPS: sl.rate, DutyMs: round(duty), ExecMs: round(sl.ms),
 				Layout: e.in.Layout(d.gpu.Type, e.models[sl.m].name),
 			})
 		}
-		if e.roomy && len(d.gpu.Shares) == 0 && e.light(g) {
-			g.Limit = lightLimit
+		if e.roomy && d.bursts() && g.Share < burstLimit {
+			g.Limit = burstLimit
 		}
 		slices.SortFunc(g.Models, func(a, b plan.Assignment) int { return cmp.Compare(a.Model, b.Model) })
 		out = append(out, g)

@@ -221,7 +221,10 @@ func admitRequests(p plan.Plan, samples map[string]int) plan.Plan {
 	for i := range p.Gpulets {
 		models := slices.Clone(p.Gpulets[i].Models)
 		for k := range models {
-			models[k].Batch = max(models[k].Batch, samples[models[k].Model])
+			a := &models[k]
+			if a.Batch = max(a.Batch, samples[a.Model]); a.Burst < a.Batch {
+				a.Burst = 0
+			}
 		}
 		p.Gpulets[i].Models = models
 	}

@@ -65,27 +65,31 @@ func newBound(a link.Assignment) *bound {
 	return m
 }
 
-// reset starts the estimate again from the plan's figure.
+// reset starts the estimate again from the plan's figure. It is that of a planned batch, taken for the largest
+// one: too high a figure would keep larger batches from ever being tried, one too low is corrected by the first.
 func (m *bound) reset() {
 	planned := time.Duration(0)
 	if ms := m.ExecMs; ms > 0 && !math.IsInf(ms, 0) {
 		planned = time.Duration(ms * float64(time.Millisecond))
 	}
-	m.estimate = newEstimate(planned, m.planned(), m.Config.MaxBatch)
+	m.estimate = newEstimate(planned, m.most(), m.Config.MaxBatch)
 }
 
 func (m *bound) name() string { return m.Model }
 
-// planned is the most samples of a batch by the plan.
+// planned is a batch by the plan, in samples.
 func (m *bound) planned() int { return max(1, min(m.Batch, m.Config.MaxBatch)) }
+
+// most is the most samples of a batch by the plan.
+func (m *bound) most() int { return max(1, min(m.MaxBatch(), m.Config.MaxBatch)) }
 
 // batch is the most samples of a batch now: no more than the loaded model is prepared for. A larger
 // one would run without a graph, for longer than the plan thinks.
 func (m *bound) batch() int {
 	if m.loaded == nil {
-		return m.planned()
+		return m.most()
 	}
-	return min(m.planned(), slices.Max(m.spec.Batches))
+	return min(m.most(), slices.Max(m.spec.Batches))
 }
 
 // timeout is how long a request may take that does not say itself.
@@ -112,7 +116,7 @@ func (m *bound) wanted(device string) engine.Spec {
 	cfg := m.Config
 	cfg.Path = m.Archive
 	return engine.Spec{
-		Model: cfg, Device: device, Precision: cfg.Precision, MaxBatch: cfg.MaxBatch, Batches: buckets(m.planned()),
+		Model: cfg, Device: device, Precision: cfg.Precision, MaxBatch: cfg.MaxBatch, Batches: buckets(m.planned(), m.most()),
 		ChannelsLast: m.Layout == engine.ChannelsLast,
 	}
 }
@@ -120,13 +124,14 @@ func (m *bound) wanted(device string) engine.Spec {
 // serves reports whether the loaded model is the one that is wanted, whatever it is prepared for.
 func (m *bound) serves(want engine.Spec) bool { return m.loaded != nil && sameModel(m.spec, want) }
 
-// buckets are the batch sizes to prepare for batches of up to n samples.
-func buckets(n int) []int {
-	var sizes []int
-	for b := 1; b < n; b *= 2 {
+// buckets are the batch sizes to prepare for batches of up to most samples, of which planned ones are frequent.
+func buckets(planned, most int) []int {
+	sizes := []int{planned, most}
+	for b := 1; b < most; b *= 2 {
 		sizes = append(sizes, b)
 	}
-	return append(sizes, n)
+	slices.Sort(sizes)
+	return slices.Compact(sizes)
 }
 
 // prepared reports whether a model with the batches of have needs nothing to run those of want.

@@ -119,7 +119,7 @@ func (l *loop) assign(c link.Command) {
 
 // bind gives a model its assignment and sees whether it has to be loaded.
 func (l *loop) bind(m *bound, a link.Assignment) {
-	batchChanged := m.Batch != a.Batch || m.Config.MaxBatch != a.Config.MaxBatch
+	batchChanged := m.Batch != a.Batch || m.Burst != a.Burst || m.Config.MaxBatch != a.Config.MaxBatch
 	m.Assignment, m.retiring = a, false
 	if batchChanged {
 		m.reset()
@@ -157,7 +157,7 @@ func (l *loop) rebatch() {
 	}
 }
 
-// load starts loading or preparing the next model that has to be. A model is loaded for its planned
+// load starts loading or preparing the next model that has to be. A model is loaded for its largest
 // batch only, to which smaller ones are padded, and serves while it is prepared for those: choosing
 // kernels has taken 0.1 to 2 s for every size.
 func (l *loop) load(now time.Time) {
