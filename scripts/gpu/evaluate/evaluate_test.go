@@ -37,15 +37,15 @@ func TestOutputsAreAskedOfModelsThatAreSentRequests(t *testing.T) {
 
 func TestSearchEndsNearTheBorder(t *testing.T) {
 	for _, c := range []struct {
-		border float64
-		most   int
-	}{{100, 4}, {110, 4}, {95, 4}, {150, 7}, {50, 8}, {30, 9}, {5, 13}} {
-		s, tries := search{rate: 100}, 0
+		first, border float64
+		most          int
+	}{{1.2, 100, 4}, {1.2, 110, 4}, {1.2, 95, 4}, {1.2, 150, 7}, {1.2, 50, 8}, {1.2, 30, 9}, {1.2, 5, 13}, {1.04, 101, 2}, {1.04, 98, 2}, {1.04, 50, 11}} {
+		s, tries := search{rate: 100, first: c.first}, 0
 		for ; !s.done(); tries++ {
 			s.tell(s.rate <= c.border)
 		}
 		if s.good > c.border || s.bad <= c.border || s.bad > s.good*searchPrecision || tries > c.most {
-			t.Errorf("border %v: good %.1f, bad %.1f after %d tries: expected the border between them after at most %d", c.border, s.good, s.bad, tries, c.most)
+			t.Errorf("ratio %v, border %v: good %.1f, bad %.1f after %d tries: expected the border between them after at most %d", c.first, c.border, s.good, s.bad, tries, c.most)
 		}
 	}
 }

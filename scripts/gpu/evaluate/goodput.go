@@ -34,6 +34,7 @@ type goodputConfig struct {
 	Samples  string        `env:"SAMPLES" usage:"samples per request, model=N,...; default: as --requests asks for"`
 	Most     int           `env:"MOST_SAMPLES" envDefault:"16" usage:"most samples per request"`
 	Start    string        `env:"START" usage:"first rates to try, mix=samples/s separated by spaces (default: what the planner promises, or a part of what any plan carries)"`
+	Ratio    float64       `env:"RATIO" envDefault:"1.2" usage:"ratio of the first rates to try: the smaller, the nearer the start has to be"`
 	Tries    int           `env:"TRIES" envDefault:"5" usage:"most rates to try per cell; fewer when the budget is short"`
 	Warmup   time.Duration `env:"WARMUP" envDefault:"1500ms" usage:"load at each rate before it is measured"`
 	Step     time.Duration `env:"STEP" envDefault:"3s" usage:"time that each rate is measured"`
@@ -78,6 +79,8 @@ func (c *goodputConfig) Validate() error {
 		return fmt.Errorf("body %q: expected %s or %s", c.Body, bodyJPEG, bodyRandom)
 	case !(c.Requests > 0):
 		return fmt.Errorf("requests %v: expected more than 0", c.Requests)
+	case !(c.Ratio > 1) || c.Ratio > 10:
+		return fmt.Errorf("ratio %v: expected more than 1, at most 10", c.Ratio)
 	case c.Tries < 2 || c.Most < 1:
 		return fmt.Errorf("tries %d, most samples %d: expected at least 2 and 1", c.Tries, c.Most)
 	case c.Warmup < 0 || c.Step <= 0:
@@ -307,7 +310,7 @@ func (e *evaluation) cell(ctx context.Context, mix string, a arm, tries int) (ce
 	if err := e.site.serveWith(ctx, a.worker); err != nil {
 		return c, err
 	}
-	find := search{rate: cmp.Or(e.cfg.starts[mix], x.start)}
+	find := search{rate: cmp.Or(e.cfg.starts[mix], x.start), first: e.cfg.Ratio}
 	for len(c.Tries) < tries && !find.done() {
 		t, err := x.try(ctx, find.rate)
 		if err != nil && len(c.Tries) > 0 && ctx.Err() == nil {
