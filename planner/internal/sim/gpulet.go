@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"time"
@@ -38,8 +39,9 @@ type gpulet struct {
 	items    []batch.Item
 	load     problem.Load
 	coupling problem.Coupling
-	left     float64 // ns of solo time that the running batch still needs
-	slow     float64 // present slowdown
+	gain     float64 // time of the running batch on all SMs that the gpu-let may use, over that on its share
+	left     float64 // ns of solo time on its share that the running batch still needs
+	slow     float64 // present slowdown; under 1 on more than its share
 	updated  int64   // when left was true
 	version  int     // of the running batch's end
 }
@@ -48,10 +50,11 @@ type gpulet struct {
 type binding struct {
 	model     int
 	name      string
-	batch     int
 	rank      int
 	served    int                // order of its last turn among gpu-lets of the same rank
-	solo      []float64          // ns by samples, from 1
+	batch     int                // planned samples
+	solo      []float64          // ns on the share by samples, from 1
+	gain      []float64          // time on all SMs that the gpu-let may use over that on its share, by samples
 	couplings []problem.Coupling // by samples, from 1; empty without a pressure model
 }
 
@@ -65,30 +68,31 @@ func (w *world) bind(g plan.Gpulet, a plan.Assignment) (binding, error) {
 	if !ok {
 		return binding{}, fmt.Errorf("gpu-let %s: model %s: no profile for %s", g.ID, a.Model, g.GPUType)
 	}
-	b := binding{model: index, name: a.Model, batch: a.Batch, rank: a.Rank, solo: make([]float64, a.Batch)}
-	for n := 1; n <= a.Batch; n++ {
+	b := binding{model: index, name: a.Model, rank: a.Rank, batch: a.Batch}
+	for n := 1; n <= a.MaxBatch(); n++ {
 		ms, err := prof.Latency(g.Share, n)
-		if err != nil {
+		most, errMost := prof.Latency(g.MaxShare(), n)
+		if err := cmp.Or(err, errMost); err != nil {
 			return binding{}, fmt.Errorf("gpu-let %s: %w", g.ID, err)
 		}
-		b.solo[n-1] = nanos(ms)
+		b.solo, b.gain = append(b.solo, nanos(ms)), append(b.gain, min(1, most/ms))
 	}
 	if p, ok := w.cfg.Interference.(problem.Pressure); ok {
-		b.couplings = p.Couplings(g.GPUType, a.Model, g.Share, a.Batch)
+		b.couplings = p.Couplings(g.GPUType, a.Model, g.Share, a.MaxBatch())
 	}
 	return b, nil
 }
 
-// estimate is what the gpu-let expects of a batch: the solo time, scaled as the plan's own
-// prediction for a full one.
+// estimate is what the gpu-let expects of a batch: the solo time on the SMs that it may use, scaled as the
+// plan's own prediction for a planned batch.
 func (b *binding) estimate(execMs float64) func(int) time.Duration {
 	scale := 1.0
-	if full := b.solo[len(b.solo)-1]; execMs > 0 && full > 0 {
+	if full := b.solo[b.batch-1]; execMs > 0 && full > 0 {
 		scale = math.Max(1, nanos(execMs)/full)
 	}
 	return func(samples int) time.Duration {
 		n := min(max(samples, 1), len(b.solo))
-		return time.Duration(b.solo[n-1] * scale)
+		return time.Duration(b.solo[n-1] * b.gain[n-1] * scale)
 	}
 }
 
@@ -112,7 +116,7 @@ func (w *world) serve(g *gpulet, to plan.Gpulet) ([]batch.Item, error) {
 	models := make([]batch.Model, len(bindings))
 	for i := range bindings {
 		b := &bindings[i]
-		models[i] = batch.Model{Name: b.name, Batch: b.batch, Exec: b.estimate(to.Models[i].ExecMs)}
+		models[i] = batch.Model{Name: b.name, Batch: len(b.solo), Exec: b.estimate(to.Models[i].ExecMs)}
 	}
 	return g.batcher.SetModels(models), nil
 }
@@ -159,18 +163,35 @@ func (w *world) begin(g *gpulet, l batch.Launch) {
 	if len(b.couplings) > 0 {
 		g.coupling = b.couplings[n-1]
 	}
-	g.left, g.slow, g.updated = b.solo[n-1]+float64(w.cfg.Overhead), 0, w.now
+	g.left, g.slow, g.updated, g.gain = b.solo[n-1]+float64(w.cfg.Overhead), 0, w.now, b.gain[n-1]
 	w.pace(g.device)
+}
+
+// spare is how much of what the running gpu-lets may use beyond their shares is there, from 0 to 1: what the
+// others leave, in equal parts of what each may.
+func (d *device) spare() float64 {
+	left, wanted := 100, 0
+	for _, g := range d.gpulets {
+		if g.running != nil {
+			left -= g.plan.Share
+			wanted += g.plan.MaxShare() - g.plan.Share
+		}
+	}
+	if left = max(0, left); wanted <= left { // those that drain may be too many
+		return 1
+	}
+	return float64(left) / float64(wanted)
 }
 
 // pace brings the running batches of a GPU up to now, and predicts the ends of those whose speed
 // changes anew.
 func (w *world) pace(d *device) {
+	spare := d.spare()
 	for _, g := range d.gpulets {
 		if g.running == nil {
 			continue
 		}
-		slow := w.slowdown(g)
+		slow := w.slowdown(g) * (1 + spare*(g.gain-1))
 		if slow == g.slow {
 			continue
 		}

@@ -250,6 +250,53 @@ func TestNeighboursSlowEachOtherDown(t *testing.T) {
 
 // TestMovesLoseNothing: under load, everything moves to another GPU every 5 s, and every request is
 // answered in time, since what goes stays until what comes is ready.
+// TestGpuletsGoBeyondTheirSharesAndBatches: a takes 10 ms on its share of 20 % and 5 on the 60 % that it may use, for
+// one request or two; b is busy at all times, or never.
+func TestGpuletsGoBeyondTheirSharesAndBatches(t *testing.T) {
+	for _, c := range []struct {
+		why          string
+		limit, burst int
+		share        int     // of b
+		busy         bool    // b
+		ms           float64 // that a request of a takes from its gpu-let
+	}{
+		{"alone, without a limit", 0, 0, 80, false, 10},
+		{"alone", 60, 0, 80, false, 5},
+		{"beside one that leaves nothing", 60, 0, 80, true, 10},
+		{"beside one that leaves half of it", 60, 0, 60, true, 7.5},
+		{"alone, two at a time", 0, 2, 80, false, 5},
+		{"beside one that leaves nothing, two at a time", 60, 2, 80, true, 5},
+	} {
+		set := &profile.Set{}
+		set.Add(&profile.Profile{Model: "a", GPUType: "box", Points: []profile.Point{
+			{Share: 20, Batch: 1, P50Ms: 10}, {Share: 20, Batch: 2, P50Ms: 10}, {Share: 60, Batch: 1, P50Ms: 5}, {Share: 60, Batch: 2, P50Ms: 5},
+		}})
+		set.Add(&profile.Profile{Model: "b", GPUType: "box", Points: []profile.Point{{Share: 60, Batch: 1, P50Ms: 10}, {Share: 80, Batch: 1, P50Ms: 10}}})
+		const rate, seconds = 220, 10
+		conf := Config{
+			Profiles: set, Duration: seconds * time.Second, Traffic: map[string]Traffic{"a": {Pattern: Uniform, Trace: []Point{{0, rate}}}},
+			Plan: plan.Plan{Revision: 1, Gpulets: []plan.Gpulet{
+				{ID: "a", Host: "h", GPUType: "box", Share: 20, Limit: c.limit, Models: []plan.Assignment{{Model: "a", Batch: 1, Burst: c.burst, Rank: 1}}},
+				{ID: "b", Host: "h", GPUType: "box", Share: c.share, Models: []plan.Assignment{{Model: "b", Batch: 1, Rank: 1}}},
+			}},
+		}
+		for _, name := range []string{"a", "b"} {
+			conf.Models = append(conf.Models, model.Model{Config: model.Config{Name: name, SLO: time.Hour, Timeout: time.Hour}})
+		}
+		if c.busy { // beyond the end of a's backlog
+			conf.Traffic["b"] = Traffic{Pattern: Uniform, Trace: []Point{{0, 300}}}
+		}
+		r, err := Run(conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := 0.99 * seconds * (rate*c.ms/1000 - 1) // the backlog that has grown until then
+		if got := r.Models[0].P99.Seconds(); math.Abs(got-want) > 0.05*want {
+			t.Errorf("%s: 99 %% of a answered within %.2f s, expected %.2f", c.why, got, want)
+		}
+	}
+}
+
 func TestMovesLoseNothing(t *testing.T) {
 	b := loadBench(t)
 	c := Config{

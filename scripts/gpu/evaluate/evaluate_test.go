@@ -287,6 +287,41 @@ func TestFirstRatesAreReadByMix(t *testing.T) {
 	}
 }
 
+func TestRulesGoBeyondThePlan(t *testing.T) {
+	p := plan.Plan{Gpulets: []plan.Gpulet{
+		{Share: 30, Limit: 40, Models: []plan.Assignment{{Model: "a", Batch: 2, Burst: 4}, {Model: "b", Batch: 8}}},
+		{Share: 90, Models: []plan.Assignment{{Model: "a", Batch: 3}}},
+	}}
+	for text, want := range map[string][5]int{ // limits, then bursts
+		"plan":   {40, 0, 4, 0, 0},
+		"mps":    {40, 0, 4, 0, 0},
+		"none":   {0, 0, 0, 0, 0},
+		"50/1":   {50, 0, 0, 0, 0},
+		"30/6":   {0, 0, 6, 0, 6},
+		"+20/4":  {50, 100, 4, 0, 4},
+		"100/16": {100, 100, 16, 16, 16},
+	} {
+		r, err := parseRule(text)
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		g := r.apply(p).Gpulets
+		got := [5]int{g[0].Limit, g[1].Limit, g[0].Models[0].Burst, g[0].Models[1].Burst, g[1].Models[0].Burst}
+		if got != want {
+			t.Errorf("%s: limits and bursts %v: expected %v", text, got, want)
+		}
+		if was := p.Gpulets[0]; was.Limit != 40 || was.Models[0].Burst != 4 {
+			t.Fatalf("%s changed the plan it was given: %+v", text, was)
+		}
+	}
+	for _, text := range []string{"all", "40", "40/", "40/0", "101/1", "-5/1", "x/1", "/"} {
+		if r, err := parseRule(text); err == nil || !strings.Contains(err.Error(), "expected plan, none, mps, or LIMIT/BATCH") {
+			t.Errorf("rule %q: %+v, %v: expected an error that says what is expected", text, r, err)
+		}
+	}
+}
+
 func TestWhatMattersMostIsMeasuredFirst(t *testing.T) {
 	var order []string
 	for _, group := range rounds(arms) {

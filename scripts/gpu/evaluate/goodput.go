@@ -23,25 +23,53 @@ import (
 	"github.com/gpulet/gpulet/shared/profile"
 )
 
-// goodputConfig is the configuration of evaluate goodput.
-type goodputConfig struct {
+// loadConfig is the configuration of experiments that send a mix of requests.
+type loadConfig struct {
 	Common config
-	Arms   string `env:"ARMS" usage:"ways to share the GPU, separated by spaces (default: all): gpulet sbp elastic even mps uncapped (the plans of gpulet, without MPS shares) streams"`
-	Mixes  string `env:"MIXES" usage:"mixes, separated by spaces (default: all): game traffic scen1..scen5 all9, or model=weight,..."`
 	Body   string `env:"BODY" usage:"what is sent: jpeg (to models that take pictures, random tensors to others) or random; default: as loadgen does"`
 	// Requests bounds what CPU and queue have to carry, which otherwise would be measured, not the GPU.
 	Requests float64       `env:"REQUESTS" envDefault:"8000" usage:"requests/s of all models together from which on requests carry more samples"`
 	Samples  string        `env:"SAMPLES" usage:"samples per request, model=N,...; default: as --requests asks for"`
 	Most     int           `env:"MOST_SAMPLES" envDefault:"16" usage:"most samples per request"`
-	Start    string        `env:"START" usage:"first rates to try, mix=samples/s separated by spaces (default: what the planner promises, or a part of what any plan carries)"`
-	Ratio    float64       `env:"RATIO" envDefault:"1.2" usage:"ratio of the first rates to try: the smaller, the nearer the start has to be"`
-	Tries    int           `env:"TRIES" envDefault:"5" usage:"most rates to try per cell; fewer when the budget is short"`
 	Warmup   time.Duration `env:"WARMUP" envDefault:"1500ms" usage:"load at each rate before it is measured"`
 	Step     time.Duration `env:"STEP" envDefault:"3s" usage:"time that each rate is measured"`
 
-	arms    []arm
 	samples map[string]int
-	starts  map[string]float64 // samples/s, by mix
+}
+
+// Validate reports the first setting that makes no sense.
+func (c *loadConfig) Validate() error {
+	if c.Samples != "" {
+		var err error
+		if c.samples, err = parseSamples(c.Samples); err != nil {
+			return fmt.Errorf("samples: %w", err)
+		}
+	}
+	switch {
+	case c.Body != "" && c.Body != bodyJPEG && c.Body != bodyRandom:
+		return fmt.Errorf("body %q: expected %s or %s", c.Body, bodyJPEG, bodyRandom)
+	case !(c.Requests > 0):
+		return fmt.Errorf("requests %v: expected more than 0", c.Requests)
+	case c.Most < 1:
+		return fmt.Errorf("most samples %d: expected at least 1", c.Most)
+	case c.Warmup < 0 || c.Step <= 0:
+		return fmt.Errorf("warmup %v, step %v: expected at least 0, and more than 0", c.Warmup, c.Step)
+	}
+	return nil
+}
+
+// goodputConfig is the configuration of evaluate goodput.
+type goodputConfig struct {
+	Load  loadConfig
+	Arms  string  `env:"ARMS" usage:"ways to share the GPU, separated by spaces (default: all): gpulet sbp elastic even mps uncapped (the plans of gpulet, without MPS shares) streams"`
+	Mixes string  `env:"MIXES" usage:"mixes, separated by spaces (default: all): game traffic scen1..scen5 all9, or model=weight,..."`
+	Start string  `env:"START" usage:"first rates to try, mix=samples/s separated by spaces (default: what the planner promises, or a part of what any plan carries)"`
+	Ratio float64 `env:"RATIO" envDefault:"1.2" usage:"ratio of the first rates to try: the smaller, the nearer the start has to be"`
+	Tries int     `env:"TRIES" envDefault:"5" usage:"most rates to try per cell; fewer when the budget is short"`
+
+	arms   []arm
+	mixes  []string
+	starts map[string]float64 // samples/s, by mix
 }
 
 // Validate reports the first setting that makes no sense.
@@ -56,18 +84,10 @@ func (c *goodputConfig) Validate() error {
 		}
 		c.arms = append(c.arms, arms[i])
 	}
-	if c.Mixes == "" {
-		c.Mixes = "game traffic scen1 scen2 scen3 scen4 scen5 all9"
-	}
-	for name := range strings.FieldsSeq(c.Mixes) {
+	c.mixes = strings.Fields(cmp.Or(c.Mixes, "game traffic scen1 scen2 scen3 scen4 scen5 all9"))
+	for _, name := range c.mixes {
 		if _, err := parseMix(name); err != nil {
 			return err
-		}
-	}
-	if c.Samples != "" {
-		var err error
-		if c.samples, err = parseSamples(c.Samples); err != nil {
-			return fmt.Errorf("samples: %w", err)
 		}
 	}
 	var err error
@@ -75,18 +95,12 @@ func (c *goodputConfig) Validate() error {
 		return fmt.Errorf("start: %w", err)
 	}
 	switch {
-	case c.Body != "" && c.Body != bodyJPEG && c.Body != bodyRandom:
-		return fmt.Errorf("body %q: expected %s or %s", c.Body, bodyJPEG, bodyRandom)
-	case !(c.Requests > 0):
-		return fmt.Errorf("requests %v: expected more than 0", c.Requests)
 	case !(c.Ratio > 1) || c.Ratio > 10:
 		return fmt.Errorf("ratio %v: expected more than 1, at most 10", c.Ratio)
-	case c.Tries < 2 || c.Most < 1:
-		return fmt.Errorf("tries %d, most samples %d: expected at least 2 and 1", c.Tries, c.Most)
-	case c.Warmup < 0 || c.Step <= 0:
-		return fmt.Errorf("warmup %v, step %v: expected at least 0, and more than 0", c.Warmup, c.Step)
+	case c.Tries < 2:
+		return fmt.Errorf("tries %d: expected at least 2", c.Tries)
 	}
-	return nil
+	return c.Load.Validate()
 }
 
 // parseStarts reads mix=samples/s separated by spaces. A mix may have = in it.
@@ -117,7 +131,7 @@ margin that planner run adds, and published with planner apply; beyond what the 
 the plan is that of the most it can. The programs stay up between rates; only the plan changes.`,
 		Example: `  evaluate goodput --device cuda:0 --mixes "game scen1" --budget 4m
   evaluate goodput --device sim:h100 --mixes "resnet50=1,vgg16=1" --arms "gpulet sbp" --out build/gpu/dry`,
-	}, cfg, &cfg.Common, func(ctx context.Context) error { return goodput(ctx, cfg) })
+	}, cfg, &cfg.Load.Common, func(ctx context.Context) error { return goodput(ctx, cfg) })
 }
 
 // cell is what was found for one arm on one mix.
@@ -177,9 +191,9 @@ type tryModel struct {
 	Errors map[string]int64 `json:"errors,omitempty"`
 }
 
-// evaluation is a run of evaluate goodput.
+// evaluation is a run of an experiment that sends a mix of requests.
 type evaluation struct {
-	cfg   *goodputConfig
+	cfg   *loadConfig
 	site  *site
 	set   *profile.Set
 	about about
@@ -187,29 +201,42 @@ type evaluation struct {
 }
 
 func goodput(ctx context.Context, cfg *goodputConfig) error {
-	ctx, cancel := context.WithDeadlineCause(ctx, cfg.Common.deadline, errBudget)
+	ctx, cancel := context.WithDeadlineCause(ctx, cfg.Load.Common.deadline, errBudget)
 	defer cancel()
-	s, err := startSite(ctx, &cfg.Common)
+	e, stop, err := newEvaluation(ctx, &cfg.Load, cfg.mixes)
 	if err != nil {
 		return err
 	}
-	defer s.stop()
-	e := &evaluation{cfg: cfg, site: s, about: cfg.Common.about(ctx), smi: startSampler(&cfg.Common)}
-	defer e.smi.stop()
-	if err := s.registered(ctx, e.served()); err != nil {
-		return err
-	}
-	e.set, _ = profile.LoadDir(s.profiles)
-	err = e.cells(ctx)
+	defer stop()
+	err = e.cells(ctx, cfg)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	return err
 }
 
+// newEvaluation starts the programs and waits for the models of the mixes.
+func newEvaluation(ctx context.Context, cfg *loadConfig, mixes []string) (e *evaluation, stop func(), err error) {
+	s, err := startSite(ctx, &cfg.Common)
+	if err != nil {
+		return nil, nil, err
+	}
+	e = &evaluation{cfg: cfg, site: s, about: cfg.Common.about(ctx), smi: startSampler(&cfg.Common)}
+	stop = func() {
+		e.smi.stop()
+		s.stop()
+	}
+	if err := s.registered(ctx, e.served(mixes)); err != nil {
+		stop()
+		return nil, nil, err
+	}
+	e.set, _ = profile.LoadDir(s.profiles)
+	return e, stop, nil
+}
+
 // served are the models of the mixes that the repository has.
-func (e *evaluation) served() (names []string) {
-	for name := range strings.FieldsSeq(e.cfg.Mixes) {
+func (e *evaluation) served(mixes []string) (names []string) {
+	for _, name := range mixes {
 		parts, _ := parseMix(name) // Validate has read it
 		for m := range parts {
 			if _, err := os.Stat(filepath.Join(e.cfg.Common.Models, m, model.ConfigFile)); err == nil && !slices.Contains(names, m) {
@@ -235,14 +262,14 @@ func rounds(all []arm) (groups [][]arm) {
 }
 
 // cells measures every cell that is not there yet.
-func (e *evaluation) cells(ctx context.Context) error {
+func (e *evaluation) cells(ctx context.Context, cfg *goodputConfig) error {
 	type job struct {
 		mix string
 		arm arm
 	}
 	var todo []job
-	for _, group := range rounds(e.cfg.arms) {
-		for mix := range strings.FieldsSeq(e.cfg.Mixes) {
+	for _, group := range rounds(cfg.arms) {
+		for _, mix := range cfg.mixes {
 			for _, a := range group {
 				if there, err := e.cfg.Common.read(cellFile(mix, a.name), &cell{}); err != nil {
 					return err
@@ -253,8 +280,9 @@ func (e *evaluation) cells(ctx context.Context) error {
 		}
 	}
 	for i, j := range todo {
-		tries := affordable(e.cfg.Common.left(), len(todo)-i, e.cfg.Warmup+e.cfg.Step+switchTime, e.cfg.Tries)
-		c, err := e.cell(ctx, j.mix, j.arm, tries)
+		tries := affordable(e.cfg.Common.left(), len(todo)-i, e.cfg.Warmup+e.cfg.Step+switchTime, cfg.Tries)
+		find := search{rate: cfg.starts[j.mix], first: cfg.Ratio}
+		c, err := e.cell(ctx, j.mix, j.arm, find, tries)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return nil // a cell that was cut short is measured again
@@ -280,13 +308,16 @@ func affordable(left time.Duration, n int, each time.Duration, most int) int {
 	return min(most, max(2, int(left/(time.Duration(n)*each))))
 }
 
-func cellFile(mix, arm string) string {
-	clean := strings.NewReplacer("=", "-", ",", "_", "/", "-").Replace(mix)
-	return filepath.Join("goodput", clean+"."+arm+".json")
+func cellFile(mix, arm string) string { return filepath.Join("goodput", fileName(mix)+"."+arm+".json") }
+
+// fileName is a mix as part of a file's name.
+func fileName(mix string) string {
+	return strings.NewReplacer("=", "-", ",", "_", "/", "-").Replace(mix)
 }
 
-// cell finds the highest good rate of an arm on a mix. An error is why there is none.
-func (e *evaluation) cell(ctx context.Context, mix string, a arm, tries int) (cell, error) {
+// cell finds the highest good rate of an arm on a mix, from the first of find on, or the planner's. An error
+// is why there is none.
+func (e *evaluation) cell(ctx context.Context, mix string, a arm, find search, tries int) (cell, error) {
 	parts, _ := parseMix(mix) // Validate has read it
 	c := cell{
 		About: e.about, Mix: mix, Arm: a.name, GPUType: e.site.device.GPUType, Parts: parts, SLOsMs: map[string]float64{},
@@ -310,7 +341,7 @@ func (e *evaluation) cell(ctx context.Context, mix string, a arm, tries int) (ce
 	if err := e.site.serveWith(ctx, a.worker); err != nil {
 		return c, err
 	}
-	find := search{rate: cmp.Or(e.cfg.starts[mix], x.start), first: e.cfg.Ratio}
+	find.rate = cmp.Or(find.rate, x.start)
 	for len(c.Tries) < tries && !find.done() {
 		t, err := x.try(ctx, find.rate)
 		if err != nil && len(c.Tries) > 0 && ctx.Err() == nil {
@@ -366,10 +397,11 @@ type attempt struct {
 	slos     map[string]time.Duration
 	samples  map[string]int
 	pictures map[string]bool
-	promised float64 // highest rate with the margin of planner run
-	most     float64 // highest rate that has a sound plan at all
-	start    float64 // first rate to try
-	turns    bool    // the algorithm has no plan: all models take turns on the whole GPU
+	promised float64                   // highest rate with the margin of planner run
+	most     float64                   // highest rate that has a sound plan at all
+	start    float64                   // first rate to try
+	change   func(plan.Plan) plan.Plan // of every plan, before it is served; nil: none
+	turns    bool                      // the algorithm has no plan: all models take turns on the whole GPU
 }
 
 // prepare asks the planner what to expect.
@@ -457,6 +489,9 @@ func (x *attempt) try(ctx context.Context, total float64) (try, error) {
 	p, err := x.plan(ctx, total)
 	if err != nil {
 		return t, err
+	}
+	if x.change != nil {
+		p = x.change(p)
 	}
 	problems, took, err := x.site.serve(ctx, admitRequests(p, x.samples))
 	if err != nil {

@@ -31,7 +31,7 @@ func newRootCommand() *cobra.Command {
 in the output folder already is not measured again.`,
 	}
 	root.AddCommand(newGoodputCommand(), newPredictCommand(), newStartCommand(), newKillCommand(), newFaultCommand(),
-		newSharesCommand(), newGraphsCommand(), newSplitsCommand(), newCorunCommand())
+		newSharesCommand(), newGraphsCommand(), newSplitsCommand(), newCorunCommand(), newBurstsCommand())
 	return root
 }
 
