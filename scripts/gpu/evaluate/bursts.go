@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,7 +19,7 @@ import (
 type burstsConfig struct {
 	Load  loadConfig
 	Rates string `env:"RATES" usage:"what to try, mix=samples/s separated by spaces; a mix may come again"`
-	Rules string `env:"RULES" envDefault:"plan none 40/1 40/4 60/4" usage:"rules to compare, separated by spaces: plan (as planned), none, mps (its plan), or LIMIT/BATCH; +LIMIT is beyond the share"`
+	Rules string `env:"RULES" envDefault:"plan none 40/1 40/4 60/4" usage:"rules to compare, separated by spaces: plan (as planned), none, mps (its plan), or LIMIT/BATCH: 40/4, or 40+20/4x1.5 for 20 percent beyond the share and 1.5 times the planned batch where that is more"`
 
 	points []point
 	rules  []rule
@@ -33,9 +35,10 @@ type point struct {
 type rule struct {
 	name   string
 	keep   bool // what the plan says
-	beyond bool // limit is beyond the share
-	limit  int  // percent of the GPU
-	batch  int  // samples
+	limit  int  // percent of the GPU, or
+	beyond int  // as much beyond the share
+	batch  int  // samples, or
+	times  float64
 }
 
 // Validate reports the first setting that makes no sense.
@@ -62,7 +65,10 @@ func (c *burstsConfig) Validate() error {
 	return c.Load.Validate()
 }
 
-// parseRule reads plan, none, mps, LIMIT/BATCH or +LIMIT/BATCH.
+// ruleRE matches LIMIT[+BEYOND]/BATCH[xTIMES].
+var ruleRE = regexp.MustCompile(`^(\d{1,3})(?:\+(\d{1,3}))?/(\d{1,4})(?:x(\d{1,3}(?:\.\d+)?))?$`)
+
+// parseRule reads plan, none, mps or what ruleRE matches.
 func parseRule(text string) (rule, error) {
 	switch text {
 	case "plan", "mps":
@@ -70,14 +76,15 @@ func parseRule(text string) (rule, error) {
 	case "none":
 		return rule{name: text}, nil
 	}
-	limit, batch, _ := strings.Cut(text, "/")
-	r := rule{name: text, beyond: strings.HasPrefix(limit, "+")}
-	var errLimit, errBatch error
-	r.limit, errLimit = strconv.Atoi(limit) // reads +20
-	r.batch, errBatch = strconv.Atoi(batch)
-	if errLimit != nil || errBatch != nil || r.limit < 0 || r.limit > 100 || r.batch < 1 {
-		return rule{}, fmt.Errorf("rule %q: expected plan, none, mps, or LIMIT/BATCH of 0..100 percent and 1 or more samples", text)
+	m := ruleRE.FindStringSubmatch(text)
+	if m == nil {
+		return rule{}, fmt.Errorf("rule %q: expected plan, none, mps, or LIMIT/BATCH as 40/4 or 40+20/4x1.5", text)
 	}
+	r := rule{name: text} // what is not there is 0
+	r.limit, _ = strconv.Atoi(m[1])
+	r.beyond, _ = strconv.Atoi(m[2])
+	r.batch, _ = strconv.Atoi(m[3])
+	r.times, _ = strconv.ParseFloat(m[4], 64)
 	return r, nil
 }
 
@@ -89,17 +96,13 @@ func (r rule) apply(p plan.Plan) plan.Plan {
 	p.Gpulets = slices.Clone(p.Gpulets)
 	for i := range p.Gpulets {
 		g := &p.Gpulets[i]
-		limit := r.limit
-		if r.beyond {
-			limit += g.Share
-		}
-		if g.Limit = min(limit, 100); g.Limit <= g.Share {
+		if g.Limit = min(max(r.limit, g.Share+r.beyond), 100); g.Limit <= g.Share {
 			g.Limit = 0
 		}
 		g.Models = slices.Clone(g.Models)
 		for k := range g.Models {
 			a := &g.Models[k]
-			if a.Burst = r.batch; a.Burst <= a.Batch {
+			if a.Burst = max(r.batch, int(math.Ceil(r.times*float64(a.Batch)))); a.Burst <= a.Batch {
 				a.Burst = 0
 			}
 		}
@@ -114,7 +117,7 @@ func newBurstsCommand() *cobra.Command {
 		Short: "Compare how far gpu-lets may go beyond what they are promised",
 		Long: `For every mix at a rate, plans of gpulet whose gpu-lets may use more of the GPU than their share, and run
 larger batches than planned while more wait, by one rule after the other under the same load.`,
-		Example: `  evaluate bursts --device cuda:0 --rates "scen1=5700 game=44000" --rules "plan none +20/4 mps" --warmup 3s`,
+		Example: `  evaluate bursts --device cuda:0 --rates "scen1=5700 game=44000" --rules "plan none 40+20/4x1.5 mps" --warmup 3s`,
 	}, cfg, &cfg.Load.Common, func(ctx context.Context) error { return bursts(ctx, cfg) })
 }
 

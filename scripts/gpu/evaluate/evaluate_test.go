@@ -293,13 +293,14 @@ func TestRulesGoBeyondThePlan(t *testing.T) {
 		{Share: 90, Models: []plan.Assignment{{Model: "a", Batch: 3}}},
 	}}
 	for text, want := range map[string][5]int{ // limits, then bursts
-		"plan":   {40, 0, 4, 0, 0},
-		"mps":    {40, 0, 4, 0, 0},
-		"none":   {0, 0, 0, 0, 0},
-		"50/1":   {50, 0, 0, 0, 0},
-		"30/6":   {0, 0, 6, 0, 6},
-		"+20/4":  {50, 100, 4, 0, 4},
-		"100/16": {100, 100, 16, 16, 16},
+		"plan":        {40, 0, 4, 0, 0},
+		"mps":         {40, 0, 4, 0, 0},
+		"none":        {0, 0, 0, 0, 0},
+		"50/1":        {50, 0, 0, 0, 0},
+		"30/6":        {0, 0, 6, 0, 6},
+		"0+20/4":      {50, 100, 4, 0, 4},
+		"60+5/1x1.3":  {60, 95, 3, 11, 4},
+		"100/16x1.01": {100, 100, 16, 16, 16},
 	} {
 		r, err := parseRule(text)
 		if err != nil {
@@ -315,7 +316,7 @@ func TestRulesGoBeyondThePlan(t *testing.T) {
 			t.Fatalf("%s changed the plan it was given: %+v", text, was)
 		}
 	}
-	for _, text := range []string{"all", "40", "40/", "40/0", "101/1", "-5/1", "x/1", "/"} {
+	for _, text := range []string{"all", "40", "40/", "40/-1", "+5/1", "-5/1", "40/4x", "x/1", "/"} {
 		if r, err := parseRule(text); err == nil || !strings.Contains(err.Error(), "expected plan, none, mps, or LIMIT/BATCH") {
 			t.Errorf("rule %q: %+v, %v: expected an error that says what is expected", text, r, err)
 		}
