@@ -32,9 +32,9 @@ const datatypeBytes = "BYTES"
 // maxID bounds a request's id in bytes.
 const maxID = 256
 
-// decode decodes a request for a model with the inputs of specs; lim.MaxBytes bounds each tensor. Raw data
+// decode decodes a request for a model with the inputs of specs; maxBytes bounds each tensor. Raw data
 // is not copied. The error says where it is, what was found and what was expected.
-func decode(m *oip.ModelInferRequest, specs []tensor.Spec, lim wire.Limits) (request, error) {
+func decode(m *oip.ModelInferRequest, specs []tensor.Spec, maxBytes int64) (request, error) {
 	req := request{id: m.GetId(), raw: len(m.GetRawInputContents()) > 0}
 	for _, bound := range []struct {
 		what      string
@@ -58,11 +58,11 @@ func decode(m *oip.ModelInferRequest, specs []tensor.Spec, lim wire.Limits) (req
 		var raw []byte
 		if req.raw {
 			raw = m.GetRawInputContents()[i]
-			if in.GetContents() != nil {
+			if slices.ContainsFunc(contents(in.GetContents()), func(f filled) bool { return f.n > 0 }) {
 				return request{}, fmt.Errorf("inputs[%d].contents: found beside raw_input_contents: expected one of the two", i)
 			}
 		}
-		if err := req.input(in, raw, len(m.GetInputs()), specs, lim); err != nil {
+		if err := req.input(in, raw, len(m.GetInputs()), specs, maxBytes); err != nil {
 			return request{}, fmt.Errorf("inputs[%d]%w", i, err)
 		}
 	}
@@ -156,7 +156,7 @@ func outputParameters(ps map[string]*oip.InferParameter) error {
 
 // input takes one of n inputs; raw is its data where the request has it apart. The error begins with the
 // place below the input.
-func (r *request) input(in *oip.ModelInferRequest_InferInputTensor, raw []byte, n int, specs []tensor.Spec, lim wire.Limits) error {
+func (r *request) input(in *oip.ModelInferRequest_InferInputTensor, raw []byte, n int, specs []tensor.Spec, maxBytes int64) error {
 	if len(in.GetName()) > wire.DefaultLimits.MaxName {
 		return fmt.Errorf(".name: a string of %d bytes: expected at most %d", len(in.GetName()), wire.DefaultLimits.MaxName)
 	}
@@ -175,7 +175,7 @@ func (r *request) input(in *oip.ModelInferRequest_InferInputTensor, raw []byte, 
 		t.Shape = []int64{}
 	}
 	if !r.raw {
-		if t.Data, err = elements(in.GetContents(), dtype, t.Shape, lim); err != nil {
+		if t.Data, err = elements(in.GetContents(), dtype, t.Shape, maxBytes); err != nil {
 			return err
 		}
 	}
@@ -226,13 +226,13 @@ func only(c *oip.InferTensorContents, datatype, field string, n int64) error {
 }
 
 // elements are the bytes of a tensor's typed contents.
-func elements(c *oip.InferTensorContents, d tensor.DType, shape []int64, lim wire.Limits) ([]byte, error) {
+func elements(c *oip.InferTensorContents, d tensor.DType, shape []int64, maxBytes int64) ([]byte, error) {
 	size, err := tensor.Bytes(d, shape)
 	if err != nil {
 		return nil, fmt.Errorf(".shape: %w", err)
 	}
-	if size > int64(lim.MaxBytes) {
-		return nil, fmt.Errorf(": %s%v needs %d bytes: expected at most %d", d, shape, size, lim.MaxBytes)
+	if size > maxBytes {
+		return nil, fmt.Errorf(": %s%v needs %d bytes: expected at most %d", d, shape, size, maxBytes)
 	}
 	field, ok := fields[d]
 	if !ok {

@@ -162,7 +162,7 @@ func (s *Server) submit(ctx context.Context, v *exchange.Visit, m *model.Model, 
 // read decodes a request, checks it against the model and puts it into message; outputs are those that
 // its headers choose.
 func (s *Server) read(in *incoming, m *model.Model, outputs string, message *exchange.Body) (request, error) {
-	req, err := decode(&in.req, m.Inputs, wire.Limits{MaxBytes: int(max(s.x.MaxPayload(), s.x.MaxBody))})
+	req, err := decode(&in.req, m.Inputs, max(s.x.MaxPayload(), s.x.MaxBody))
 	if err == nil {
 		err = req.ChooseOutputs(outputs)
 	}
