@@ -85,6 +85,7 @@ proto: ## the Go code of shared/oip/oip.proto anew (needs protobuf-compiler)
 	go build -modfile=scripts/tools.mod -o build/protoc/ google.golang.org/grpc/cmd/protoc-gen-go-grpc
 	PATH=$(CURDIR)/build/protoc:$$PATH protoc --go_out=. --go_opt=paths=source_relative \
 		--go-grpc_out=. --go-grpc_opt=paths=source_relative shared/oip/oip.proto
+	$(TOOL) gofumpt -w shared/oip/*.pb.go
 
 ##@ Ship
 .PHONY: images clean help

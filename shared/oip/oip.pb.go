@@ -15,11 +15,12 @@
 package oip
 
 import (
-	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
+
+	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
+	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 )
 
 const (
@@ -1564,37 +1565,40 @@ func file_shared_oip_oip_proto_rawDescGZIP() []byte {
 	return file_shared_oip_oip_proto_rawDescData
 }
 
-var file_shared_oip_oip_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
-var file_shared_oip_oip_proto_goTypes = []any{
-	(*ServerLiveRequest)(nil),                    // 0: inference.ServerLiveRequest
-	(*ServerLiveResponse)(nil),                   // 1: inference.ServerLiveResponse
-	(*ServerReadyRequest)(nil),                   // 2: inference.ServerReadyRequest
-	(*ServerReadyResponse)(nil),                  // 3: inference.ServerReadyResponse
-	(*ModelReadyRequest)(nil),                    // 4: inference.ModelReadyRequest
-	(*ModelReadyResponse)(nil),                   // 5: inference.ModelReadyResponse
-	(*ServerMetadataRequest)(nil),                // 6: inference.ServerMetadataRequest
-	(*ServerMetadataResponse)(nil),               // 7: inference.ServerMetadataResponse
-	(*ModelMetadataRequest)(nil),                 // 8: inference.ModelMetadataRequest
-	(*ModelMetadataResponse)(nil),                // 9: inference.ModelMetadataResponse
-	(*ModelInferRequest)(nil),                    // 10: inference.ModelInferRequest
-	(*ModelInferResponse)(nil),                   // 11: inference.ModelInferResponse
-	(*ModelStreamInferResponse)(nil),             // 12: inference.ModelStreamInferResponse
-	(*InferParameter)(nil),                       // 13: inference.InferParameter
-	(*InferTensorContents)(nil),                  // 14: inference.InferTensorContents
-	(*RepositoryIndexRequest)(nil),               // 15: inference.RepositoryIndexRequest
-	(*RepositoryIndexResponse)(nil),              // 16: inference.RepositoryIndexResponse
-	(*ModelMetadataResponse_TensorMetadata)(nil), // 17: inference.ModelMetadataResponse.TensorMetadata
-	nil, // 18: inference.ModelMetadataResponse.PropertiesEntry
-	(*ModelInferRequest_InferInputTensor)(nil),           // 19: inference.ModelInferRequest.InferInputTensor
-	(*ModelInferRequest_InferRequestedOutputTensor)(nil), // 20: inference.ModelInferRequest.InferRequestedOutputTensor
-	nil, // 21: inference.ModelInferRequest.ParametersEntry
-	nil, // 22: inference.ModelInferRequest.InferInputTensor.ParametersEntry
-	nil, // 23: inference.ModelInferRequest.InferRequestedOutputTensor.ParametersEntry
-	(*ModelInferResponse_InferOutputTensor)(nil), // 24: inference.ModelInferResponse.InferOutputTensor
-	nil, // 25: inference.ModelInferResponse.ParametersEntry
-	nil, // 26: inference.ModelInferResponse.InferOutputTensor.ParametersEntry
-	(*RepositoryIndexResponse_ModelIndex)(nil), // 27: inference.RepositoryIndexResponse.ModelIndex
-}
+var (
+	file_shared_oip_oip_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+	file_shared_oip_oip_proto_goTypes  = []any{
+		(*ServerLiveRequest)(nil),                    // 0: inference.ServerLiveRequest
+		(*ServerLiveResponse)(nil),                   // 1: inference.ServerLiveResponse
+		(*ServerReadyRequest)(nil),                   // 2: inference.ServerReadyRequest
+		(*ServerReadyResponse)(nil),                  // 3: inference.ServerReadyResponse
+		(*ModelReadyRequest)(nil),                    // 4: inference.ModelReadyRequest
+		(*ModelReadyResponse)(nil),                   // 5: inference.ModelReadyResponse
+		(*ServerMetadataRequest)(nil),                // 6: inference.ServerMetadataRequest
+		(*ServerMetadataResponse)(nil),               // 7: inference.ServerMetadataResponse
+		(*ModelMetadataRequest)(nil),                 // 8: inference.ModelMetadataRequest
+		(*ModelMetadataResponse)(nil),                // 9: inference.ModelMetadataResponse
+		(*ModelInferRequest)(nil),                    // 10: inference.ModelInferRequest
+		(*ModelInferResponse)(nil),                   // 11: inference.ModelInferResponse
+		(*ModelStreamInferResponse)(nil),             // 12: inference.ModelStreamInferResponse
+		(*InferParameter)(nil),                       // 13: inference.InferParameter
+		(*InferTensorContents)(nil),                  // 14: inference.InferTensorContents
+		(*RepositoryIndexRequest)(nil),               // 15: inference.RepositoryIndexRequest
+		(*RepositoryIndexResponse)(nil),              // 16: inference.RepositoryIndexResponse
+		(*ModelMetadataResponse_TensorMetadata)(nil), // 17: inference.ModelMetadataResponse.TensorMetadata
+		nil, // 18: inference.ModelMetadataResponse.PropertiesEntry
+		(*ModelInferRequest_InferInputTensor)(nil),           // 19: inference.ModelInferRequest.InferInputTensor
+		(*ModelInferRequest_InferRequestedOutputTensor)(nil), // 20: inference.ModelInferRequest.InferRequestedOutputTensor
+		nil, // 21: inference.ModelInferRequest.ParametersEntry
+		nil, // 22: inference.ModelInferRequest.InferInputTensor.ParametersEntry
+		nil, // 23: inference.ModelInferRequest.InferRequestedOutputTensor.ParametersEntry
+		(*ModelInferResponse_InferOutputTensor)(nil), // 24: inference.ModelInferResponse.InferOutputTensor
+		nil, // 25: inference.ModelInferResponse.ParametersEntry
+		nil, // 26: inference.ModelInferResponse.InferOutputTensor.ParametersEntry
+		(*RepositoryIndexResponse_ModelIndex)(nil), // 27: inference.RepositoryIndexResponse.ModelIndex
+	}
+)
+
 var file_shared_oip_oip_proto_depIdxs = []int32{
 	17, // 0: inference.ModelMetadataResponse.inputs:type_name -> inference.ModelMetadataResponse.TensorMetadata
 	17, // 1: inference.ModelMetadataResponse.outputs:type_name -> inference.ModelMetadataResponse.TensorMetadata

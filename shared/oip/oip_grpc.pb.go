@@ -16,6 +16,7 @@ package oip
 
 import (
 	context "context"
+
 	grpc "google.golang.org/grpc"
 	codes "google.golang.org/grpc/codes"
 	status "google.golang.org/grpc/status"
@@ -47,12 +48,14 @@ type GRPCInferenceServiceClient interface {
 	ServerReady(ctx context.Context, in *ServerReadyRequest, opts ...grpc.CallOption) (*ServerReadyResponse, error)
 	// Whether somebody serves the model right now.
 	ModelReady(ctx context.Context, in *ModelReadyRequest, opts ...grpc.CallOption) (*ModelReadyResponse, error)
+	// What server this is.
 	ServerMetadata(ctx context.Context, in *ServerMetadataRequest, opts ...grpc.CallOption) (*ServerMetadataResponse, error)
+	// What goes into a model, and what comes out.
 	ModelMetadata(ctx context.Context, in *ModelMetadataRequest, opts ...grpc.CallOption) (*ModelMetadataResponse, error)
 	// One request, one answer; a failure is the status of the call.
 	ModelInfer(ctx context.Context, in *ModelInferRequest, opts ...grpc.CallOption) (*ModelInferResponse, error)
-	// Any number of requests over one stream, each answered when it is done; a failure is an answer too.
-	// Triton's.
+	// Any number of requests over one stream, answered in the order in which they came; a failure is an
+	// answer, too. Triton's.
 	ModelStreamInfer(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ModelInferRequest, ModelStreamInferResponse], error)
 	// The registered models: the model repository extension.
 	RepositoryIndex(ctx context.Context, in *RepositoryIndexRequest, opts ...grpc.CallOption) (*RepositoryIndexResponse, error)
@@ -159,12 +162,14 @@ type GRPCInferenceServiceServer interface {
 	ServerReady(context.Context, *ServerReadyRequest) (*ServerReadyResponse, error)
 	// Whether somebody serves the model right now.
 	ModelReady(context.Context, *ModelReadyRequest) (*ModelReadyResponse, error)
+	// What server this is.
 	ServerMetadata(context.Context, *ServerMetadataRequest) (*ServerMetadataResponse, error)
+	// What goes into a model, and what comes out.
 	ModelMetadata(context.Context, *ModelMetadataRequest) (*ModelMetadataResponse, error)
 	// One request, one answer; a failure is the status of the call.
 	ModelInfer(context.Context, *ModelInferRequest) (*ModelInferResponse, error)
-	// Any number of requests over one stream, each answered when it is done; a failure is an answer too.
-	// Triton's.
+	// Any number of requests over one stream, answered in the order in which they came; a failure is an
+	// answer, too. Triton's.
 	ModelStreamInfer(grpc.BidiStreamingServer[ModelInferRequest, ModelStreamInferResponse]) error
 	// The registered models: the model repository extension.
 	RepositoryIndex(context.Context, *RepositoryIndexRequest) (*RepositoryIndexResponse, error)
@@ -181,24 +186,31 @@ type UnimplementedGRPCInferenceServiceServer struct{}
 func (UnimplementedGRPCInferenceServiceServer) ServerLive(context.Context, *ServerLiveRequest) (*ServerLiveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ServerLive not implemented")
 }
+
 func (UnimplementedGRPCInferenceServiceServer) ServerReady(context.Context, *ServerReadyRequest) (*ServerReadyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ServerReady not implemented")
 }
+
 func (UnimplementedGRPCInferenceServiceServer) ModelReady(context.Context, *ModelReadyRequest) (*ModelReadyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ModelReady not implemented")
 }
+
 func (UnimplementedGRPCInferenceServiceServer) ServerMetadata(context.Context, *ServerMetadataRequest) (*ServerMetadataResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ServerMetadata not implemented")
 }
+
 func (UnimplementedGRPCInferenceServiceServer) ModelMetadata(context.Context, *ModelMetadataRequest) (*ModelMetadataResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ModelMetadata not implemented")
 }
+
 func (UnimplementedGRPCInferenceServiceServer) ModelInfer(context.Context, *ModelInferRequest) (*ModelInferResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ModelInfer not implemented")
 }
+
 func (UnimplementedGRPCInferenceServiceServer) ModelStreamInfer(grpc.BidiStreamingServer[ModelInferRequest, ModelStreamInferResponse]) error {
 	return status.Error(codes.Unimplemented, "method ModelStreamInfer not implemented")
 }
+
 func (UnimplementedGRPCInferenceServiceServer) RepositoryIndex(context.Context, *RepositoryIndexRequest) (*RepositoryIndexResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RepositoryIndex not implemented")
 }
