@@ -167,7 +167,7 @@ func (s *Server) read(in *incoming, m *model.Model, outputs string, message *exc
 		err = req.ChooseOutputs(outputs)
 	}
 	if err != nil {
-		return req, admit.BadRequest(err)
+		return req, admit.Refusef(wire.BadRequest, "model %s: %v", m.Name, err)
 	}
 	if req.image != nil {
 		return req, s.x.Image(req.image, strings.Join(req.Outputs, ","), m, message)
