@@ -10,6 +10,9 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/gpulet/gpulet/shared/oip"
 	"github.com/gpulet/gpulet/shared/tensor"
 	"github.com/gpulet/gpulet/shared/wire"
@@ -18,6 +21,7 @@ import (
 // request is a decoded inference request.
 type request struct {
 	wire.Request
+	model   string
 	id      string
 	timeout time.Duration // the timeout parameter; zero: none
 	raw     bool          // outputs are wanted as bytes
@@ -32,10 +36,46 @@ const datatypeBytes = "BYTES"
 // maxID bounds a request's id in bytes.
 const maxID = 256
 
+// fieldRaw is the number of raw_input_contents.
+const fieldRaw = 7
+
+// unmarshal is proto.Unmarshal, except that raw contents are not copied: they are those of b.
+func unmarshal(b []byte, m *oip.ModelInferRequest) error {
+	var raw [][]byte
+	rest, end := b, 0 // b without its raw contents; up to end it has been looked at
+	for end < len(b) {
+		num, kind, n := protowire.ConsumeTag(b[end:])
+		if n < 0 {
+			return proto.Unmarshal(b, m) // which says what is wrong
+		}
+		size := protowire.ConsumeFieldValue(num, kind, b[end+n:])
+		if size < 0 {
+			return proto.Unmarshal(b, m)
+		}
+		next := end + n + size
+		switch {
+		case num == fieldRaw && kind == protowire.BytesType:
+			if raw == nil {
+				rest = b[:end:end]
+			}
+			data, _ := protowire.ConsumeBytes(b[end+n:])
+			raw = append(raw, data)
+		case raw != nil:
+			rest = append(rest, b[end:next]...)
+		}
+		end = next
+	}
+	if err := proto.Unmarshal(rest, m); err != nil {
+		return err
+	}
+	m.RawInputContents = raw
+	return nil
+}
+
 // decode decodes a request for a model with the inputs of specs; maxBytes bounds each tensor. Raw data
 // is not copied. The error says where it is, what was found and what was expected.
 func decode(m *oip.ModelInferRequest, specs []tensor.Spec, maxBytes int64) (request, error) {
-	req := request{id: m.GetId(), raw: len(m.GetRawInputContents()) > 0}
+	req := request{model: m.GetModelName(), id: m.GetId(), raw: len(m.GetRawInputContents()) > 0}
 	for _, bound := range []struct {
 		what      string
 		n, expect int

@@ -31,7 +31,7 @@ var every = []tensor.Tensor{
 // message makes a request of tensors, in the form of encode's answers.
 func message(t testing.TB, raw bool, inputs ...tensor.Tensor) *oip.ModelInferRequest {
 	t.Helper()
-	res, err := encode("m", request{raw: raw}, wire.Reply{Outputs: inputs})
+	res, err := encode(request{model: "m", raw: raw}, wire.Reply{Outputs: inputs})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func sent(t testing.TB, m *oip.ModelInferRequest) *oip.ModelInferRequest {
 		t.Fatal(err)
 	}
 	got := new(oip.ModelInferRequest)
-	if err := proto.Unmarshal(b, got); err != nil {
+	if err := unmarshal(b, got); err != nil {
 		t.Fatal(err)
 	}
 	return got
@@ -87,7 +87,7 @@ func TestOneTypeWithoutContentsMakesAllOutputsRaw(t *testing.T) {
 	for i := range outputs {
 		outputs[i].Shape = []int64{2}
 	}
-	res, err := encode("m", request{id: "7"}, wire.Reply{Version: 4, Outputs: outputs})
+	res, err := encode(request{model: "m", id: "7"}, wire.Reply{Version: 4, Outputs: outputs})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,12 +14,12 @@ import (
 
 // encode makes a message of the answer to req: its outputs as bytes where the request asks for that, or has
 // its inputs so, or where a type has no other form; else as typed contents.
-func encode(model string, req request, rep wire.Reply) (*oip.ModelInferResponse, error) {
-	res := &oip.ModelInferResponse{ModelName: model, ModelVersion: strconv.Itoa(rep.Version), Id: req.id}
+func encode(req request, rep wire.Reply) (*oip.ModelInferResponse, error) {
+	res := &oip.ModelInferResponse{ModelName: req.model, ModelVersion: strconv.Itoa(rep.Version), Id: req.id}
 	raw := req.raw || slices.ContainsFunc(rep.Outputs, func(t tensor.Tensor) bool { return fields[t.DType] == "" })
 	for _, t := range rep.Outputs {
 		if err := t.Validate(); err != nil {
-			return nil, fmt.Errorf("model %s: its reply: %w", model, err)
+			return nil, fmt.Errorf("model %s: its reply: %w", req.model, err)
 		}
 		out := &oip.ModelInferResponse_InferOutputTensor{Name: t.Name, Datatype: t.DType.String(), Shape: t.Shape}
 		if raw {

@@ -46,8 +46,12 @@ func FuzzDecode(f *testing.F) {
 	}
 	toy := model.Model{Config: model.Config{Name: "toy", MaxBatch: 8, Inputs: []tensor.Spec{spec}, Outputs: []tensor.Spec{spec}}}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m := new(oip.ModelInferRequest)
-		if proto.Unmarshal(b, m) != nil {
+		m, plain := new(oip.ModelInferRequest), new(oip.ModelInferRequest)
+		err := unmarshal(b, m)
+		if plainErr := proto.Unmarshal(b, plain); (err == nil) != (plainErr == nil) || err == nil && !proto.Equal(m, plain) {
+			t.Fatalf("%v, %v, not copied\n%v, %v, copied", err, m, plainErr, plain)
+		}
+		if err != nil {
 			return
 		}
 		req, err := decode(m, toy.Inputs, 1<<16)
@@ -73,7 +77,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		res, err := encode("toy", req, wire.Reply{Outputs: outputs})
+		res, err := encode(req, wire.Reply{Outputs: outputs})
 		if err != nil {
 			t.Fatal(err)
 		}

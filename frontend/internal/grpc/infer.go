@@ -10,7 +10,6 @@ import (
 	rpc "google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/gpulet/gpulet/frontend/internal/admit"
 	"github.com/gpulet/gpulet/frontend/internal/exchange"
@@ -108,14 +107,8 @@ func receiveError(ctx context.Context, err error) error {
 
 // answer takes one request through. tell is told what HTTP tells in headers.
 func (s *Server) answer(ctx context.Context, v *exchange.Visit, in *incoming, header func(string) string, tell func(name, value string)) (*oip.ModelInferResponse, error) {
-	if in.err != nil {
-		return nil, admit.Refusef(wire.BadRequest, "request message: %v", in.err)
-	}
-	m, err := v.Model(in.req.GetModelName(), in.req.GetModelVersion())
-	if err != nil {
-		return nil, err
-	}
-	req, sent, err := s.submit(ctx, v, m, in, header)
+	req, sent, err := s.submit(ctx, v, in, header)
+	in.free()
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +117,7 @@ func (s *Server) answer(ctx context.Context, v *exchange.Visit, in *incoming, he
 	if err != nil {
 		return nil, err
 	}
-	res, err := encode(m.Name, req, rep)
+	res, err := encode(req, rep)
 	if err != nil {
 		return nil, err
 	}
@@ -132,15 +125,21 @@ func (s *Server) answer(ctx context.Context, v *exchange.Visit, in *incoming, he
 	return res, nil
 }
 
-// submit decodes, checks and sends the request. What it came in is dead afterwards.
-func (s *Server) submit(ctx context.Context, v *exchange.Visit, m *model.Model, in *incoming, header func(string) string) (request, *exchange.Sent, error) {
+// submit decodes, checks and sends the request. Nothing of what it came in is needed afterwards.
+func (s *Server) submit(ctx context.Context, v *exchange.Visit, in *incoming, header func(string) string) (request, *exchange.Sent, error) {
+	if in.err != nil {
+		return request{}, nil, admit.Refusef(wire.BadRequest, "request message: %v", in.err)
+	}
+	m, err := v.Model(in.req.GetModelName(), in.req.GetModelVersion())
+	if err != nil {
+		return request{}, nil, err
+	}
 	id, err := v.Identify(m, header)
 	if err != nil {
 		return request{}, nil, err
 	}
-	size := int64(proto.Size(&in.req))
-	defer s.x.Room.Give(size)
-	if err := s.x.Room.Take(size); err != nil {
+	defer s.x.Room.Give(in.size)
+	if err := s.x.Room.Take(in.size); err != nil {
 		return request{}, nil, err
 	}
 	message := s.x.Room.NewBody()
@@ -149,12 +148,12 @@ func (s *Server) submit(ctx context.Context, v *exchange.Visit, m *model.Model, 
 		message.Release()
 		return req, nil, err
 	}
-	in.req.Reset()
 	out := exchange.Outgoing{Model: m, ID: id, Header: header, Timeout: req.timeout}
 	if req.image != nil {
 		out.ContentType, out.Outputs = req.imageType, strings.Join(req.Outputs, ",")
 	}
 	req.Inputs, req.image = nil, nil // they are in the message
+	req.model = m.Name
 	sent, err := v.Send(ctx, out, message)
 	return req, sent, err
 }

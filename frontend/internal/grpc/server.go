@@ -107,13 +107,22 @@ func description() *rpc.ServiceDesc {
 	return &d
 }
 
-// incoming is an inference request as it came.
+// incoming is an inference request as it came. Its raw contents are in its buffer, until it is freed.
 type incoming struct {
-	req oip.ModelInferRequest
-	err error // why it is none
+	req  oip.ModelInferRequest
+	err  error // why it is none
+	size int64 // bytes
+	buf  mem.Buffer
 }
 
-// codec decodes an incoming so that one which is malformed is told as a bad request, which is what it is.
+// free gives the buffer back.
+func (in *incoming) free() {
+	in.req.Reset()
+	in.buf.Free()
+}
+
+// codec decodes an incoming so that one which is malformed is told as a bad request, which is what it is,
+// and large tensors are not copied.
 type codec struct{ encoding.CodecV2 }
 
 // Unmarshal implements encoding.CodecV2.
@@ -122,6 +131,8 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	in.err = c.CodecV2.Unmarshal(data, &in.req)
+	in.size = int64(data.Len())
+	in.buf = data.MaterializeToBuffer(mem.DefaultBufferPool())
+	in.err = unmarshal(in.buf.ReadOnlyData(), &in.req)
 	return nil
 }
