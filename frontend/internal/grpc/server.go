@@ -84,6 +84,7 @@ func (s *Server) registered() *rpc.Server {
 	srv := rpc.NewServer(
 		rpc.MaxRecvMsgSize(int(s.x.MaxBody)),
 		rpc.ForceServerCodecV2(codec{encoding.GetCodecV2(proto.Name)}),
+		rpc.MaxHeaderListSize(64<<10),
 		rpc.ConnectionTimeout(10*time.Second),
 		rpc.WaitForHandlers(true),
 		rpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}), // a peer that is gone is noticed
