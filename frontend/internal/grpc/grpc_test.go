@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"github.com/gpulet/gpulet/frontend/internal/admit"
 	"github.com/gpulet/gpulet/frontend/internal/exchange"
 	"github.com/gpulet/gpulet/frontend/internal/fleet"
 	"github.com/gpulet/gpulet/frontend/internal/frontendtest"
@@ -58,13 +59,18 @@ func open(t testing.TB, s *frontendtest.System) *door {
 
 func openWith(t testing.TB, s *frontendtest.System, opts exchange.Options) *door {
 	t.Helper()
+	return openOn(t, s, s.Fleet, opts)
+}
+
+func openOn(t testing.TB, s *frontendtest.System, f exchange.Fleet, opts exchange.Options) *door {
+	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := &door{System: s, metrics: prometheus.NewRegistry()}
 	log := slog.New(slog.DiscardHandler)
-	srv := grpc.New(exchange.New(s.Fleet, s.Inbox, opts, exchange.NewMetrics(d.metrics), log), log)
+	srv := grpc.New(exchange.New(f, s.Inbox, opts, exchange.NewMetrics(d.metrics), log), log)
 	ctx, stop := context.WithCancel(context.Background())
 	d.stop = stop
 	var serving sync.WaitGroup
@@ -616,6 +622,23 @@ func TestNoModelIsUnknownBeforeTheyWereRead(t *testing.T) {
 	var trailer metadata.MD
 	_, err := d.ModelInfer(t.Context(), toy(1, 2), rpc.Trailer(&trailer))
 	refused(t, err, trailer, codes.Unavailable, "the registered models have not been read yet", wire.Unavailable)
+}
+
+// broken is a fleet in which a fault of this program shows.
+type broken struct{ exchange.Fleet }
+
+func (broken) Backlog(string) admit.Backlog { panic("a fault") }
+
+func TestAPanicEndsOneRequestAlone(t *testing.T) {
+	s := frontendtest.Start(t, frontendtest.Toy())
+	d := openOn(t, s, broken{s.Fleet}, exchange.Options{MaxBody: 1 << 20, MaxBodies: 16 << 20, MaxPayload: s.Bus.MaxPayload, MaxInFlight: 10})
+	var trailer metadata.MD
+	_, err := d.ModelInfer(t.Context(), toy(1, 2), rpc.Trailer(&trailer))
+	refused(t, err, trailer, codes.Internal, "internal error: a fault", wire.Failed)
+	if _, err := d.ServerLive(t.Context(), &oip.ServerLiveRequest{}); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	frontendtest.Eventually(t, "nothing is in flight", func() bool { return d.gauge(t, "gpulet_frontend_requests_in_flight") == 0 })
 }
 
 func TestCountsByModelAndStatus(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -105,8 +106,15 @@ func receiveError(ctx context.Context, err error) error {
 	return admit.Refusef(wire.BadRequest, "request message: %s", status.Convert(err).Message())
 }
 
-// answer takes one request through. tell is told what HTTP tells in headers.
-func (s *Server) answer(ctx context.Context, v *exchange.Visit, in *incoming, header func(string) string, tell func(name, value string)) (*oip.ModelInferResponse, error) {
+// answer takes one request through. tell is told what HTTP tells in headers. A panic ends this request
+// alone, as net/http has it: grpc-go would end the process.
+func (s *Server) answer(ctx context.Context, v *exchange.Visit, in *incoming, header func(string) string, tell func(name, value string)) (res *oip.ModelInferResponse, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("a request has led to a panic", "panic", p, "stack", string(debug.Stack()))
+			err = admit.Refusef(wire.Failed, "internal error: %v", p)
+		}
+	}()
 	req, sent, err := s.submit(ctx, v, in, header)
 	in.free()
 	if err != nil {
@@ -117,7 +125,7 @@ func (s *Server) answer(ctx context.Context, v *exchange.Visit, in *incoming, he
 	if err != nil {
 		return nil, err
 	}
-	res, err := encode(req, rep)
+	res, err = encode(req, rep)
 	if err != nil {
 		return nil, err
 	}
