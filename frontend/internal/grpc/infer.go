@@ -78,7 +78,7 @@ func (s *Server) receive(stream rpc.ServerStream) (*incoming, error) {
 		defer func() { <-s.slow }()
 	default:
 		return nil, &admit.Refusal{
-			Status: wire.Overloaded, Retry: time.Second,
+			Status: wire.Overloaded, Retry: retry,
 			Detail: "request message: it is slow to come, and so are too many others: expected it within " + soon.String(),
 		}
 	}

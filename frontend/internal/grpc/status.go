@@ -16,7 +16,7 @@ import (
 	"github.com/gpulet/gpulet/shared/wire"
 )
 
-// retry is when it may be worth trying again what a frontend that stops does not take.
+// retry is when it may be worth trying again what is refused here.
 const retry = time.Second
 
 // refuse ends a call with a refusal.

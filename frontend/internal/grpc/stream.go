@@ -3,6 +3,7 @@ package grpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 
@@ -29,7 +30,10 @@ func (s *Server) ModelStreamInfer(stream rpc.BidiStreamingServer[oip.ModelInferR
 	case s.streams <- struct{}{}:
 		defer func() { <-s.streams }()
 	default:
-		return refuse(ctx, admit.Refusef(wire.Overloaded, "%d streams are open: expected at most %d", maxStreams+1, maxStreams))
+		return refuse(ctx, &admit.Refusal{
+			Status: wire.Overloaded, Retry: retry,
+			Detail: fmt.Sprintf("%d streams are open: expected at most %d", maxStreams+1, maxStreams),
+		})
 	}
 	done := make(chan struct{})
 	defer close(done)
