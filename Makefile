@@ -47,7 +47,7 @@ gpu-kit: $(PROGRAMS:%=bin/%) $(TOOLS:%=bin/%) ## the programs for a GPU host wit
 	tar -C build/kit -czf build/gpu-kit.tar.gz .
 
 ##@ Check
-.PHONY: setup test e2e chaos overload repartitions soak lint bench fuzz
+.PHONY: setup test e2e chaos overload repartitions soak lint bench fuzz proto
 setup: ## install what building and testing need (Debian, Ubuntu)
 	@scripts/setup.sh --for test
 
@@ -77,6 +77,15 @@ bench: ## Go benchmarks of the hot paths (figures only; nothing fails on them)
 
 fuzz: ## every fuzz target for FUZZTIME (default 30s) each
 	@scripts/fuzz.sh $(FUZZTIME)
+
+# Needs protoc (apt-get install protobuf-compiler); its plugins are those of go.mod and scripts/tools.mod.
+proto: ## the Go code of shared/oip/oip.proto anew (needs protobuf-compiler)
+	@mkdir -p build/protoc
+	go build -o build/protoc/ google.golang.org/protobuf/cmd/protoc-gen-go
+	go build -modfile=scripts/tools.mod -o build/protoc/ google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	PATH=$(CURDIR)/build/protoc:$$PATH protoc --go_out=. --go_opt=paths=source_relative \
+		--go-grpc_out=. --go-grpc_opt=paths=source_relative shared/oip/oip.proto
+	$(TOOL) gofumpt -w shared/oip/*.pb.go
 
 ##@ Ship
 .PHONY: images clean help

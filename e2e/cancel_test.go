@@ -85,7 +85,7 @@ func waitPending(t *testing.T, b *bus.Bus, n uint64) {
 func TestRequestsAreCancelledAndRepeatedByID(t *testing.T) {
 	r := newRepository(t, "double")
 	s := harness.Up(t, harness.Config{Models: r.dir})
-	second := s.Start(t, "frontend", "serve", "--http-addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0", "--nats-url", s.NATS, "--state-dir", s.StateDir, "--refresh", "100ms")
+	second := s.Start(t, "frontend", "serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0", "--nats-url", s.NATS, "--state-dir", s.StateDir, "--refresh", "100ms")
 	other := "http://" + second.WaitEvent(t, "frontend is up").Text("http")
 	for _, url := range []string{s.HTTP, other} {
 		harness.Eventually(t, "double is known", func() error {

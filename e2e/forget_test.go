@@ -49,7 +49,7 @@ func (c *tally) ask(t *testing.T, url string) {
 // outsideFrontend is a frontend whose NATS server is another process.
 func outsideFrontend(t *testing.T, s *harness.System) (url string) {
 	t.Helper()
-	p := s.Start(t, "frontend", "serve", "--http-addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0",
+	p := s.Start(t, "frontend", "serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0",
 		"--nats-url", s.NATS, "--state-dir", s.StateDir, "--refresh", "100ms")
 	return "http://" + p.WaitEvent(t, "frontend is up").Text("http")
 }

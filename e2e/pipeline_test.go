@@ -64,7 +64,7 @@ func TestDigitsAreReadRightOverEveryDoor(t *testing.T) {
 	requireTorch(t)
 	s := harness.Up(t, harness.Config{Models: lenetOnly(t), Engine: "torch"})
 	s.WaitReady(t, "lenet")
-	for _, via := range []string{"nats", "http"} {
+	for _, via := range []string{"nats", "http", "grpc"} {
 		f := load(t, s, "--rates", "lenet=80", "--duration", "5s", "--timeout", "30s", "--via", via).Models["lenet"]
 		allRight(t, "lenet over "+via, f)
 		if f.Accuracy < 0.97 {

@@ -130,8 +130,8 @@ func TestPortsInUseAreNamed(t *testing.T) {
 	defer taken.Close()
 	addr := taken.Addr().String()
 	_, port, _ := net.SplitHostPort(addr)
-	base := []string{"serve", "--http-addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0", "--nats-port", "-1", "--nats-monitor-port", "0"}
-	for flag, value := range map[string]string{"--http-addr": addr, "--metrics-addr": addr, "--nats-port": port, "--nats-monitor-port": port} {
+	base := []string{"serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0", "--nats-port", "-1", "--nats-monitor-port", "0"}
+	for flag, value := range map[string]string{"--http-addr": addr, "--grpc-addr": addr, "--metrics-addr": addr, "--nats-port": port, "--nats-monitor-port": port} {
 		code, out := harness.Run(t, "frontend", nil, append(base, "--state-dir", t.TempDir(), flag, value)...)
 		if code != 1 || !strings.Contains(out, port) || !strings.Contains(out, "in use") {
 			t.Errorf("%s %s: exit %d, expected 1 and the port that is in use\n%s", flag, value, code, out)
@@ -161,7 +161,7 @@ func TestUnreachableNATSIsRetriedAndSaid(t *testing.T) {
 	}
 	// The server comes, with the keys that the others look for: everybody finds it.
 	_, port, _ := net.SplitHostPort(addr)
-	harness.Start(t, "frontend", nil, "serve", "--http-addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0",
+	harness.Start(t, "frontend", nil, "serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0",
 		"--nats-port", port, "--nats-monitor-port", "0", "--state-dir", state)
 	for _, p := range programs {
 		p.WaitLine(t, "that NATS was reached", func(line string) bool { return strings.Contains(line, "connected to NATS") })

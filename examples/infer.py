@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Send handwritten digits to a running gpulet over the v2 protocol and print what they are read as.
 
-Needs nothing but Python. tritonclient works too: tritonclient.http.InferenceServerClient("127.0.0.1:8000").
+Needs nothing but Python. tritonclient works too: tritonclient.http.InferenceServerClient("127.0.0.1:8000"),
+tritonclient.grpc.InferenceServerClient("127.0.0.1:8001").
 
   python3 examples/infer.py --url http://127.0.0.1:8000 build/demo/digit.json
 """

@@ -15,7 +15,7 @@ shipped lenet, starts frontend (with embedded JetStream), planner and worker (CP
                 read right
   with --up     leaves it running, prints how to call it, and stops on Ctrl-C
 
-Ports are the usual ones (HTTP 8000, metrics 8002, 8003 and 8004, NATS 4222 and 8222), or the next free ones
+Ports are the usual ones (HTTP 8000, gRPC 8001, metrics 8002, 8003 and 8004, NATS 4222 and 8222), or the next free ones
 where those are taken. Models, logs and measured profiles are in build/demo, keys and queues in
 build/demo/state, with --up in .gpulet.
 
@@ -162,6 +162,7 @@ PYTHON
 start() {
 	step "start"
 	port http_port 8000 "HTTP"
+	port grpc_port 8001 "gRPC"
 	port metrics_port 8002 "metrics of the frontend"
 	port worker_metrics 8003 "metrics of the worker"
 	port planner_metrics 8004 "metrics of the planner"
@@ -169,7 +170,7 @@ start() {
 	port monitor_port 8222 "NATS monitoring"
 	readonly nats=nats://127.0.0.1:$nats_port
 	$up || rm -rf "$state/jetstream" # queues and plans of an earlier demo; measured profiles stay
-	run frontend serve --http-addr "127.0.0.1:$http_port" --metrics-addr "127.0.0.1:$metrics_port" \
+	run frontend serve --http-addr "127.0.0.1:$http_port" --grpc-addr "127.0.0.1:$grpc_port" --metrics-addr "127.0.0.1:$metrics_port" \
 		--nats-port "$nats_port" --nats-monitor-port "$monitor_port" --state-dir "$state"
 	await frontend "embedded NATS to be ready" taken "$nats_port"
 	run planner run --nats-url "$nats" --state-dir "$state" --models "$repository" --profiles profiles \
@@ -226,7 +227,7 @@ tell_how() {
 
 ${bold}gpulet is up.${plain} Ctrl-C stops it.
   status page            $url/
-  v2 API                 $url/v2
+  v2 API                 $url/v2, gRPC 127.0.0.1:$grpc_port
   metrics                http://127.0.0.1:$metrics_port/metrics
   NATS                   $nats, keys in $state/keys
   logs                   $logs

@@ -40,6 +40,7 @@ type Config struct {
 type System struct {
 	Frontend, Planner, Worker *Process
 	HTTP                      string // base URL of the frontend
+	GRPC                      string // its address for gRPC
 	NATS                      string // URL
 	StateDir                  string // with the keys
 
@@ -64,7 +65,7 @@ func Up(t testing.TB, cfg Config) *System {
 	})
 	s.Frontend = s.StartFrontend(t)
 	up := s.Frontend.WaitEvent(t, "frontend is up")
-	s.HTTP, s.NATS = "http://"+up.Text("http"), up.Text("nats")
+	s.HTTP, s.GRPC, s.NATS = "http://"+up.Text("http"), up.Text("grpc"), up.Text("nats")
 	if cfg.NATS != "" {
 		s.NATS = cfg.NATS
 	}
@@ -83,7 +84,7 @@ func (s *System) Profiles() string { return s.cfg.Profiles }
 
 // StartFrontend starts a frontend, with an embedded NATS unless the configuration names a server.
 func (s *System) StartFrontend(t testing.TB, args ...string) *Process {
-	first := []string{"serve", "--http-addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0", "--state-dir", s.StateDir, "--refresh", "100ms"}
+	first := []string{"serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0", "--state-dir", s.StateDir, "--refresh", "100ms"}
 	if s.cfg.NATS != "" {
 		first = append(first, "--nats-url", s.cfg.NATS)
 	} else {
@@ -139,7 +140,7 @@ func (s *System) Loadgen(t testing.TB, args ...string) (code int, output string)
 // StartLoadgen starts the load generator on the system's bus.
 func (s *System) StartLoadgen(t testing.TB, args ...string) *Process {
 	t.Helper()
-	return s.Start(t, "loadgen", append(s.onBus("run", "--models", s.cfg.Models, "--http-url", s.HTTP), args...)...)
+	return s.Start(t, "loadgen", append(s.onBus("run", "--models", s.cfg.Models, "--http-url", s.HTTP, "--grpc-url", s.GRPC), args...)...)
 }
 
 // WaitReady waits until every model is served.

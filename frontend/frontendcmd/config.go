@@ -14,16 +14,18 @@ import (
 type Config struct {
 	// HTTPAddr serves the v2 protocol and the status page.
 	HTTPAddr string `env:"HTTP_ADDR" envDefault:":8000" usage:"address of the v2 HTTP API and the status page"`
+	// GRPCAddr serves the same protocol over gRPC.
+	GRPCAddr string `env:"GRPC_ADDR" envDefault:":8001" usage:"address of the v2 gRPC API"`
 	// MetricsAddr serves /metrics, /healthz and pprof, which are not for clients.
 	MetricsAddr string `env:"METRICS_ADDR" envDefault:":8002" usage:"address of /metrics, /healthz and pprof"`
 	// MaxBody bounds a request's body. JSON takes two to four times the bytes of its tensors, which
 	// are bounded by the NATS server's max payload.
-	MaxBody int64 `env:"MAX_BODY" envDefault:"33554432" usage:"largest HTTP request body in bytes"`
+	MaxBody int64 `env:"MAX_BODY" envDefault:"33554432" usage:"largest request body in bytes, over HTTP or gRPC"`
 	// MaxBodies bounds the memory that bodies take while they are read, and messages until they are answered:
 	// they may have to be sent again.
-	MaxBodies int64 `env:"MAX_BODIES" envDefault:"1073741824" usage:"most bytes of request bodies held at once; more are refused with 429"`
+	MaxBodies int64 `env:"MAX_BODIES" envDefault:"1073741824" usage:"most bytes of request bodies held at once; more are refused as overloaded"`
 	// MaxInFlight bounds the requests that are held at once.
-	MaxInFlight int64 `env:"MAX_IN_FLIGHT" envDefault:"16384" usage:"most requests at once; more are refused with 429"`
+	MaxInFlight int64 `env:"MAX_IN_FLIGHT" envDefault:"16384" usage:"most requests at once; more are refused as overloaded"`
 	// Refresh is how often states and lag are read: a model is ready at most so late.
 	Refresh time.Duration `env:"REFRESH" envDefault:"1s" usage:"how often states of gpu-lets and lag of queues are read"`
 	// Grace is how long requests in flight may take to finish after the first signal.
@@ -36,7 +38,7 @@ type Config struct {
 
 // Validate checks every setting; the error names its flag, what was found and what was expected.
 func (c Config) Validate() error {
-	for _, a := range []struct{ flag, addr string }{{"http-addr", c.HTTPAddr}, {"metrics-addr", c.MetricsAddr}} {
+	for _, a := range []struct{ flag, addr string }{{"http-addr", c.HTTPAddr}, {"grpc-addr", c.GRPCAddr}, {"metrics-addr", c.MetricsAddr}} {
 		if _, _, err := net.SplitHostPort(a.addr); err != nil {
 			return fmt.Errorf("--%s %q: expected host:port or :port", a.flag, a.addr)
 		}

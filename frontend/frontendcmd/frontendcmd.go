@@ -14,8 +14,8 @@ func Main() { cli.Main(New()) }
 func New() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "frontend",
-		Short: "The door of gpulet: answers inference requests over HTTP",
-		Long: `The frontend answers inference requests of the open inference protocol (v2) over HTTP. It checks
+		Short: "The door of gpulet: answers inference requests over HTTP and gRPC",
+		Long: `The frontend answers inference requests of the open inference protocol (v2) over HTTP and gRPC. It checks
 them, puts them into the queues from which the gpu-lets take them, and gives back their answers.`,
 		Version: cli.Version,
 	}

@@ -5,14 +5,14 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/gpulet/gpulet/frontend/internal/v2"
+	"github.com/gpulet/gpulet/frontend/internal/exchange"
 	"github.com/gpulet/gpulet/shared/doctest"
 )
 
 func TestMetricsAreInTheManual(t *testing.T) {
 	doctest.Metrics(t, "frontend", func(reg prometheus.Registerer) {
 		registerSystem(reg, nil, nil)
-		v2.NewMetrics(reg)
+		exchange.NewMetrics(reg)
 	})
 }
 

@@ -13,9 +13,12 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/gpulet/gpulet/frontend/internal/dash"
+	"github.com/gpulet/gpulet/frontend/internal/exchange"
 	"github.com/gpulet/gpulet/frontend/internal/fleet"
+	"github.com/gpulet/gpulet/frontend/internal/grpc"
 	"github.com/gpulet/gpulet/frontend/internal/inbox"
 	"github.com/gpulet/gpulet/frontend/internal/v2"
 	"github.com/gpulet/gpulet/shared/bus"
@@ -29,9 +32,9 @@ func newServeCommand() *cobra.Command {
 	var cfg Config
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Serve HTTP, with a NATS server inside unless GPULET_NATS_URL names one",
+		Short: "Serve HTTP and gRPC, with a NATS server inside unless GPULET_NATS_URL names one",
 		Example: `  frontend serve                                       everything on this host, NATS on 127.0.0.1:4222
-  frontend serve --http-addr :9000 --state-dir /var/lib/gpulet
+  frontend serve --http-addr :9000 --grpc-addr :9001 --state-dir /var/lib/gpulet
   GPULET_NATS_URL=nats://nats:4222 frontend serve      with a NATS server of your own
   curl localhost:8000/v2/health/ready                  is the system ready?
   curl localhost:8000/v2/models/lenet/infer -d '{"inputs":[{"name":"input","shape":[1,1,28,28],"datatype":"UINT8","data":[...]}]}'`,
@@ -47,20 +50,28 @@ func newServeCommand() *cobra.Command {
 	return cmd
 }
 
+// doors are where clients come in.
+type doors struct{ http, grpc net.Listener }
+
 // serve runs the frontend until ctx ends or a part of it fails. Parts stop in the reverse order of
 // their start: intake first, then what waits for answers, the NATS server last.
 func serve(ctx context.Context, cfg Config, stderr io.Writer) error {
 	log := telemetry.NewLogger(cfg.Log, stderr, "frontend")
-	listener, err := listen(ctx, "http-addr", cfg.HTTPAddr)
-	if err != nil {
+	var doors doors
+	var err error
+	if doors.http, err = listen(ctx, "http-addr", cfg.HTTPAddr); err != nil {
 		return err
 	}
-	defer listener.Close() //nolint:errcheck // closed by the HTTP server, unless it never ran
+	defer doors.http.Close() //nolint:errcheck // closed by its server, unless that never ran
+	if doors.grpc, err = listen(ctx, "grpc-addr", cfg.GRPCAddr); err != nil {
+		return err
+	}
+	defer doors.grpc.Close() //nolint:errcheck // as above
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g := lifecycle.NewGroup(ctx)
-	failed := start(ctx, g, cfg, listener, log)
+	failed := start(ctx, g, cfg, doors, log)
 	if ctx.Err() != nil {
 		failed = nil // stopped while it waited for NATS
 	}
@@ -71,7 +82,7 @@ func serve(ctx context.Context, cfg Config, stderr io.Writer) error {
 }
 
 // start starts the parts in g; an error leaves those that were started running.
-func start(ctx context.Context, g *lifecycle.Group, cfg Config, listener net.Listener, log *slog.Logger) error {
+func start(ctx context.Context, g *lifecycle.Group, cfg Config, doors doors, log *slog.Logger) error {
 	if cfg.embeds() {
 		if err := startNATS(g, &cfg, log); err != nil {
 			return err
@@ -106,13 +117,17 @@ func start(ctx context.Context, g *lifecycle.Group, cfg Config, listener net.Lis
 	metrics.SetHealth(fl.Ready)
 	registerSystem(reg, replies, fl)
 
-	server := v2.New(fl, replies, v2.Options{
+	x := exchange.New(fl, replies, exchange.Options{
 		Version: cli.Version, MaxBody: cfg.MaxBody, MaxBodies: cfg.MaxBodies, MaxPayload: b.MaxPayload, MaxInFlight: cfg.MaxInFlight,
-	}, v2.NewMetrics(reg), log)
-	g.Go("http", func(ctx context.Context) error {
-		return serveHTTP(ctx, listener, routes(server, dash.New(fl)), cfg.Grace, log)
+	}, exchange.NewMetrics(reg), log)
+	http, grpc := routes(v2.New(x, log), dash.New(fl)), grpc.New(x, log)
+	g.Go("clients", func(ctx context.Context) error {
+		both, ctx := errgroup.WithContext(ctx)
+		both.Go(func() error { return serveHTTP(ctx, doors.http, http, cfg.Grace, log) })
+		both.Go(func() error { return grpc.Serve(ctx, doors.grpc, cfg.Grace) })
+		return both.Wait()
 	})
-	log.Info("frontend is up", "http", listener.Addr().String(), "metrics", metrics.Addr(), "nats", cfg.Bus.URL)
+	log.Info("frontend is up", "http", doors.http.Addr().String(), "grpc", doors.grpc.Addr().String(), "metrics", metrics.Addr(), "nats", cfg.Bus.URL)
 	return nil
 }
 

@@ -97,7 +97,7 @@ func (p *program) wait(t *testing.T) int {
 func free(t *testing.T) []string {
 	t.Helper()
 	return []string{
-		"--http-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0", "--nats-port=-1", "--nats-monitor-port=0",
+		"--http-addr=127.0.0.1:0", "--grpc-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0", "--nats-port=-1", "--nats-monitor-port=0",
 		"--refresh=20ms", "--state-dir=" + t.TempDir(),
 	}
 }
@@ -168,6 +168,7 @@ func TestPortsInUseAreNamed(t *testing.T) {
 	}
 	for _, c := range []struct{ flag, want string }{
 		{"--http-addr=" + addr, "--http-addr " + addr + " is in use"},
+		{"--grpc-addr=" + addr, "--grpc-addr " + addr + " is in use"},
 		{"--metrics-addr=" + addr, "--metrics-addr: metrics address " + addr + " is in use"},
 		{"--nats-port=" + port, "port " + port + " on 127.0.0.1 is in use"},
 	} {
@@ -184,6 +185,7 @@ func TestPortsInUseAreNamed(t *testing.T) {
 func TestWrongSettingsAreUsageErrors(t *testing.T) {
 	for _, c := range []struct{ flag, want string }{
 		{"--http-addr=8000", `--http-addr "8000": expected host:port or :port`},
+		{"--grpc-addr=here", `--grpc-addr "here": expected host:port or :port`},
 		{"--max-body=12", "--max-body 12: expected 1024 to"},
 		{"--max-bodies=1048576", "--max-bodies 1048576: expected at least 16777216 and --max-body, 33554432 bytes"},
 		{"--max-in-flight=0", "--max-in-flight 0: expected 1 or more"},

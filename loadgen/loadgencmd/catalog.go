@@ -61,11 +61,8 @@ type httpCatalog struct{ url string }
 
 // metadata is the v2 protocol's model metadata, with what gpulet adds.
 type metadata struct {
-	Inputs []struct {
-		Name     string       `json:"name"`
-		DataType tensor.DType `json:"datatype"`
-		Shape    []int64      `json:"shape"` // the batch dimension included
-	} `json:"inputs"`
+	Inputs     []tensorMetadata `json:"inputs"`
+	Outputs    []tensorMetadata `json:"outputs"`
 	Parameters struct {
 		SLOMs     float64 `json:"slo_ms"`
 		TimeoutMs float64 `json:"timeout_ms"`
@@ -73,6 +70,16 @@ type metadata struct {
 		// Accepts are the types of inputs that may come in more than one.
 		Accepts map[string][]tensor.DType `json:"accepts"`
 	} `json:"parameters"`
+}
+
+type tensorMetadata struct {
+	Name     string       `json:"name"`
+	DataType tensor.DType `json:"datatype"`
+	Shape    []int64      `json:"shape"` // the batch dimension included
+}
+
+func (t tensorMetadata) spec() tensor.Spec {
+	return tensor.Spec{Name: t.Name, DType: t.DataType, Shape: t.Shape[min(1, len(t.Shape)):]}
 }
 
 // defaultTimeout is that of a model whose frontend names none.
@@ -142,7 +149,10 @@ func (md metadata) config(name string) model.Config {
 		c.Timeout = defaultTimeout
 	}
 	for _, in := range md.Inputs {
-		c.Inputs = append(c.Inputs, tensor.Spec{Name: in.Name, DType: in.DataType, Shape: in.Shape[min(1, len(in.Shape)):]})
+		c.Inputs = append(c.Inputs, in.spec())
+	}
+	for _, out := range md.Outputs {
+		c.Outputs = append(c.Outputs, out.spec())
 	}
 	for name, types := range md.Parameters.Accepts {
 		if c.Preprocess == nil {

@@ -2,6 +2,7 @@ package loadgencmd
 
 import (
 	"fmt"
+	"net"
 	"net/url"
 	"time"
 
@@ -11,17 +12,26 @@ import (
 	"github.com/gpulet/gpulet/shared/telemetry"
 )
 
+// Transports (--via).
+const (
+	viaNATS = "nats"
+	viaHTTP = "http"
+	viaGRPC = "grpc"
+)
+
 // loadConfig is what run and search share: how to send, what, and how answers are judged.
 type loadConfig struct {
 	Bus bus.Config
 	Log telemetry.Config
 
-	// Via is the transport: nats or http.
-	Via string `env:"VIA" envDefault:"nats" usage:"transport: nats or http"`
+	// Via is the transport: nats, http or grpc.
+	Via string `env:"VIA" envDefault:"nats" usage:"transport: nats, http or grpc"`
 	// HTTPURL is the frontend that http sends to.
 	HTTPURL string `env:"HTTP_URL" envDefault:"http://127.0.0.1:8000" usage:"frontend to send to with --via http"`
-	// Connections bounds what is in flight over http.
-	Connections int `env:"CONNECTIONS" envDefault:"128" usage:"connections to use with --via http; requests beyond them wait here"`
+	// GRPCURL is the frontend that grpc sends to.
+	GRPCURL string `env:"GRPC_URL" envDefault:"127.0.0.1:8001" usage:"frontend to send to with --via grpc, as host:port"`
+	// Connections bounds what is in flight over http and grpc.
+	Connections int `env:"CONNECTIONS" envDefault:"128" usage:"connections to use with --via http, calls at once with --via grpc; requests beyond them wait here"`
 	// ConnectTimeout is how long to try to reach NATS.
 	ConnectTimeout time.Duration `env:"CONNECT_TIMEOUT" envDefault:"15s" usage:"how long to try to reach NATS"`
 
@@ -62,14 +72,15 @@ func (c *loadConfig) Validate() error {
 		return err
 	}
 	switch c.Via {
-	case "nats", "http":
-	case "grpc":
-		return fmt.Errorf("--via grpc: the frontend serves no gRPC yet: expected nats or http")
+	case viaNATS, viaHTTP, viaGRPC:
 	default:
-		return fmt.Errorf("--via %q: expected nats or http", c.Via)
+		return fmt.Errorf("--via %q: expected %s, %s or %s", c.Via, viaNATS, viaHTTP, viaGRPC)
 	}
 	if u, err := url.Parse(c.HTTPURL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return fmt.Errorf("--http-url %q: expected a URL such as http://127.0.0.1:8000", c.HTTPURL)
+	}
+	if _, _, err := net.SplitHostPort(c.GRPCURL); err != nil {
+		return fmt.Errorf("--grpc-url %q: expected host:port", c.GRPCURL)
 	}
 	switch {
 	case c.Connections < 1 || c.Connections > 10000:

@@ -85,6 +85,7 @@ answers with (overloaded, expired, ...) are counted and otherwise are a failure 
   loadgen run --rates resnet50=100 --body random --samples 8
   loadgen run --scenario rush.yaml --json run.json
   loadgen run --arrival trace:monday.csv --via http --http-url http://127.0.0.1:8000
+  loadgen run --rates lenet=300 --via grpc --grpc-url 127.0.0.1:8001
 
 A scenario:
   models: {lenet: {slo: 20ms}}

@@ -28,7 +28,7 @@ type session struct {
 	cfg     loadConfig
 	log     *slog.Logger
 	arrival arrival.Spec
-	bus     *bus.Bus // nil with http
+	bus     *bus.Bus // nil unless requests go over it
 	catalog catalog
 	traces  map[string]arrival.Trace
 	items   map[string][]payload.Item
@@ -57,8 +57,12 @@ func (s *session) connect(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if cfg.Via == "http" {
+	switch cfg.Via {
+	case viaHTTP:
 		s.catalog = httpCatalog{cfg.HTTPURL}
+		return nil
+	case viaGRPC:
+		s.catalog = grpcCatalog{cfg.GRPCURL}
 		return nil
 	}
 	limited, cancel := context.WithTimeoutCause(ctx, cfg.ConnectTimeout, fmt.Errorf("not reached within %v", cfg.ConnectTimeout))
@@ -159,8 +163,11 @@ func longest(streams []drive.Stream) time.Duration {
 
 func (s *session) sender(streams []drive.Stream, sink drive.Sink) (drive.Sender, error) {
 	run := "lg" + strings.ToLower(rand.Text()[:10])
-	if s.cfg.Via == "http" {
-		return drive.HTTP(drive.HTTPOptions{URL: s.cfg.HTTPURL, Connections: s.cfg.Connections, Timeout: s.cfg.Timeout}, run, streams, sink)
+	switch s.cfg.Via {
+	case viaHTTP:
+		return drive.HTTP(drive.HTTPOptions{URL: s.cfg.HTTPURL, Connections: s.cfg.Connections, Timeout: s.cfg.Timeout}, streams, sink)
+	case viaGRPC:
+		return drive.GRPC(drive.GRPCOptions{Addr: s.cfg.GRPCURL, Calls: s.cfg.Connections, Timeout: s.cfg.Timeout}, streams, sink)
 	}
 	return drive.NATS(s.bus, run, streams, sink)
 }

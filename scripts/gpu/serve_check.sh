@@ -45,7 +45,7 @@ finish() {
 }
 trap finish EXIT
 export GPULET_STATE_DIR=$state GPULET_NATS_URL=nats://127.0.0.1:4622 GPULET_MODELS=$models
-GPULET_NATS_URL='' start frontend bin/frontend serve --http-addr 127.0.0.1:8600 --metrics-addr 127.0.0.1:8602 --nats-port 4622 --nats-monitor-port 0
+GPULET_NATS_URL='' start frontend bin/frontend serve --http-addr 127.0.0.1:8600 --grpc-addr 127.0.0.1:8601 --metrics-addr 127.0.0.1:8602 --nats-port 4622 --nats-monitor-port 0
 start planner bin/planner run --metrics-addr 127.0.0.1:8604 --epoch 2s
 start worker bin/worker run --device "$device" --metrics-addr 127.0.0.1:8603
 

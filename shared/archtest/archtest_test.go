@@ -71,6 +71,8 @@ func TestRulesBite(t *testing.T) {
 		{"cgo", "reserved", "worker/internal/engine/a.go", `package p; import "C"`, "only [worker/internal/engine/cabi] may"},
 		{"cgo at the ABI", "reserved", "worker/internal/engine/cabi/a.go", `package p; import "C"`, ""},
 		{"nvml", "reserved", "worker/internal/mps/a.go", `package p; import "github.com/NVIDIA/go-nvml/pkg/nvml"`, "only [worker/internal/device] may"},
+		{"gRPC in another door", "reserved", "frontend/frontendcmd/a.go", `package p; import "google.golang.org/grpc/status"`, "only [shared/oip frontend/internal/grpc"},
+		{"gRPC in its door", "reserved", "frontend/internal/grpc/a.go", `package p; import "google.golang.org/grpc"`, ""},
 		{"embedded server in the planner", "reserved", "planner/plannercmd/a.go", `package p; import "` + Module + `/shared/embedded"`, "one program runs"},
 		{"a package for tests in a program", "test only", "planner/plannercmd/a.go", `package p; import "` + Module + `/shared/embedded/embeddedtest"`, "which is for tests"},
 		{"a package for tests in a package for tests", "test only", "planner/internal/systest/a.go", `package p; import "` + Module + `/shared/embedded/embeddedtest"`, ""},

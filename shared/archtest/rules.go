@@ -10,6 +10,7 @@ var services = []string{"frontend", "planner", "worker", "loadgen"}
 // below it.
 var reserved = []reservation{
 	{"github.com/nats-io/...", []string{"shared/bus", "shared/embedded", "e2e"}, "the bus is behind shared/bus, so that its names and its errors are in one place"},
+	{"google.golang.org/grpc/...", []string{"shared/oip", "frontend/internal/grpc", "loadgen/internal/drive", "loadgen/loadgencmd"}, "gRPC is one of the frontend's doors, and one of loadgen's ways in"},
 	{"C", []string{"worker/internal/engine/cabi"}, "only the worker has cgo, and only at the engine's ABI"},
 	{"github.com/NVIDIA/go-nvml/...", []string{"worker/internal/device"}, "without a driver a stray NVML call ends the process"},
 	{Module + "/shared/embedded", []string{"frontend/frontendcmd"}, "one program runs the embedded server"},
@@ -56,6 +57,7 @@ var shared = map[string][]string{
 	"shared/interference":          {"shared/profile"},
 	"shared/plan":                  {},
 	"shared/batch":                 {},
+	"shared/oip":                   {},
 	"shared/life":                  {"shared/wire"},
 	"shared/life/lifetest":         {"shared/life", "shared/wire"},
 	"shared/lifecycle":             {},

@@ -86,6 +86,23 @@ func TestBadMsgpackRequestsAreNamed(t *testing.T) {
 	}
 }
 
+func TestOutputsAreChosenInTheOrderTheyAreAskedFor(t *testing.T) {
+	outputs := []tensor.Tensor{{Name: "a"}, {Name: "b"}, {Name: "c"}}
+	for want, asked := range map[string][]string{"abc": nil, "ca": {"c", "a"}, "b": {"b"}} {
+		got, err := Request{Outputs: asked}.Choose(outputs)
+		names := ""
+		for _, o := range got {
+			names += o.Name
+		}
+		if err != nil || names != want {
+			t.Errorf("%v: %s, %v: expected %s", asked, names, err, want)
+		}
+	}
+	if _, err := (Request{Outputs: []string{"a", "z"}}).Choose(outputs); err == nil || err.Error() != `its reply lacks output "z"` {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestBadJSONRequestsAreNamed(t *testing.T) {
 	one := func(shape, datatype, rest string) string {
 		return `{"inputs":[{"name":"x","shape":` + shape + `,"datatype":"` + datatype + `",` + rest + `}]}`

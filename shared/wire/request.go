@@ -409,6 +409,22 @@ func (r Request) CheckOutputs(specs []tensor.Spec) error {
 	return nil
 }
 
+// Choose returns those of a reply's outputs that req asks for, in its order; all where it asks for none.
+func (r Request) Choose(outputs []tensor.Tensor) ([]tensor.Tensor, error) {
+	if len(r.Outputs) == 0 {
+		return outputs, nil
+	}
+	chosen := make([]tensor.Tensor, len(r.Outputs))
+	for i, name := range r.Outputs {
+		t, ok := find(outputs, name)
+		if !ok {
+			return nil, fmt.Errorf("its reply lacks output %q", name)
+		}
+		chosen[i] = t
+	}
+	return chosen, nil
+}
+
 func find(ts []tensor.Tensor, name string) (tensor.Tensor, bool) {
 	for _, t := range ts {
 		if t.Name == name {

@@ -3,6 +3,7 @@
 package frontendtest
 
 import (
+	"context"
 	"encoding/binary"
 	"log/slog"
 	"math"
@@ -184,6 +185,35 @@ func (s *System) answer(t testing.TB, b *bus.Bus, m model.Model, msg *bus.Msg, h
 	if err != nil {
 		t.Errorf("worker of %s: %v", m.Name, err)
 	}
+}
+
+// WaitQueued waits until n requests are in the queue of a model.
+func (s *System) WaitQueued(t testing.TB, model string, n uint64) {
+	t.Helper()
+	Eventually(t, "the queue is as long as it should be", func() bool {
+		lag, err := s.Planner.Lag(t.Context(), model)
+		return err == nil && lag.Pending == n
+	})
+}
+
+// RemoveCancelled runs the planner's part of cancelling until the test ends. It sends requests to the
+// model, which nobody may serve yet.
+func (s *System) RemoveCancelled(t testing.TB, model string) {
+	t.Helper()
+	var done sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	done.Go(func() { _ = s.Planner.RemoveCancelled(ctx, func(string) {}) })
+	t.Cleanup(func() {
+		cancel()
+		done.Wait()
+	})
+	probe := make(chan uint64, 1)
+	check(t, s.Bus.PublishAsync(&bus.Message{Model: model, RequestID: "probe"}, func(r bus.Receipt, _ error) { probe <- r.Seq }))
+	n := bus.Cancellation{Model: model, RequestID: "probe", Seq: <-probe}
+	Eventually(t, "the planner listens", func() bool {
+		lag, err := s.Planner.Lag(t.Context(), model)
+		return s.Bus.Cancel(n) == nil && err == nil && lag.LastSeq == n.Seq && lag.Pending == 0
+	})
 }
 
 // ToyWorker is what the model Toy computes.

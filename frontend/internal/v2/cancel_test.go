@@ -13,42 +13,12 @@ import (
 	"github.com/gpulet/gpulet/shared/wire"
 )
 
-// waitQueued waits until n requests are in the queue of toy.
-func (d *door) waitQueued(t *testing.T, n uint64) {
-	t.Helper()
-	frontendtest.Eventually(t, "the request is queued", func() bool {
-		lag, err := d.Planner.Lag(t.Context(), "toy")
-		return err == nil && lag.Pending == n
-	})
-}
-
-// removing runs the planner's part of cancelling until the test ends.
-func (d *door) removing(t *testing.T) {
-	t.Helper()
-	var done sync.WaitGroup
-	ctx, cancel := context.WithCancel(context.Background())
-	done.Go(func() { _ = d.Planner.RemoveCancelled(ctx, func(string) {}) })
-	t.Cleanup(func() {
-		cancel()
-		done.Wait()
-	})
-	probe := make(chan uint64, 1)
-	if err := d.Bus.PublishAsync(&bus.Message{Model: "toy", RequestID: "probe"}, func(r bus.Receipt, _ error) { probe <- r.Seq }); err != nil {
-		t.Fatal(err)
-	}
-	n := bus.Cancellation{Model: "toy", RequestID: "probe", Seq: <-probe}
-	frontendtest.Eventually(t, "the planner listens", func() bool {
-		lag, err := d.Planner.Lag(t.Context(), "toy")
-		return d.Bus.Cancel(n) == nil && err == nil && lag.LastSeq == n.Seq && lag.Pending == 0
-	})
-}
-
 func TestARequestIsCancelledByItsID(t *testing.T) {
 	d := open(t, frontendtest.Start(t, frontendtest.Toy()))
-	d.removing(t)
+	d.RemoveCancelled(t, "toy")
 	cancelled := make(chan answer, 1)
 	go func() { cancelled <- d.post(t, toyInfer, goodToy, wire.HeaderRequestID, "order-1") }()
-	d.waitQueued(t, 1)
+	d.WaitQueued(t, "toy", 1)
 	got := d.do(t, "DELETE", toyInfer+"/order-1", nil)
 	if got.code != http.StatusAccepted || string(got.body) != `{"id":"order-1"}` {
 		t.Errorf("%d %s", got.code, got.body)
@@ -57,7 +27,7 @@ func TestARequestIsCancelledByItsID(t *testing.T) {
 	if got.code != http.StatusConflict || got.header.Get(wire.HeaderStatus) != "cancelled" || got.header.Get(wire.HeaderRequestID) != "order-1" {
 		t.Errorf("%d %s", got.code, got.body)
 	}
-	d.waitQueued(t, 0)
+	d.WaitQueued(t, "toy", 0)
 	if n := d.counter(t, "toy", "cancelled"); n != 1 {
 		t.Errorf("%v requests counted as cancelled", n)
 	}
@@ -93,7 +63,7 @@ func TestARequestIsCancelledByItsID(t *testing.T) {
 // A client that closes its connection takes its request out of the queue.
 func TestAClientThatLeavesTakesItsRequestOutOfTheQueue(t *testing.T) {
 	d := open(t, frontendtest.Start(t, frontendtest.Toy()))
-	d.removing(t)
+	d.RemoveCancelled(t, "toy")
 	ctx, leave := context.WithCancel(t.Context())
 	var client sync.WaitGroup
 	client.Go(func() {
@@ -107,10 +77,10 @@ func TestAClientThatLeavesTakesItsRequestOutOfTheQueue(t *testing.T) {
 			t.Error("the request was answered although its client left")
 		}
 	})
-	d.waitQueued(t, 1)
+	d.WaitQueued(t, "toy", 1)
 	leave()
 	client.Wait()
-	d.waitQueued(t, 0)
+	d.WaitQueued(t, "toy", 0)
 	frontendtest.Eventually(t, "the end is counted", func() bool { return d.counter(t, "toy", "cancelled") == 1 })
 }
 

@@ -1,4 +1,4 @@
-//fuzz:with body.go outputs.go
+//fuzz:with decode.go
 
 package v2
 
@@ -49,10 +49,10 @@ func FuzzDecode(f *testing.F) {
 			t.Fatal(diff)
 		}
 		x := got.Inputs[0]
-		outputs, err := choose([]tensor.Tensor{
+		outputs, err := req.Choose([]tensor.Tensor{
 			{Name: "double", DType: tensor.FP32, Shape: x.Shape, Data: x.Data},
 			{Name: "index", DType: tensor.INT64, Shape: []int64{x.Shape[0], 1}, Data: make([]byte, 8*x.Shape[0])},
-		}, req.Outputs)
+		})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,23 +4,16 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
-	"time"
 
 	"github.com/gpulet/gpulet/frontend/internal/admit"
+	"github.com/gpulet/gpulet/frontend/internal/exchange"
 	"github.com/gpulet/gpulet/shared/model"
 	"github.com/gpulet/gpulet/shared/tensor"
-	"github.com/gpulet/gpulet/shared/wire"
-)
-
-// Name of the server and platform of its models, as the protocol asks for them.
-const (
-	serverName = "gpulet"
-	platform   = "pytorch_libtorch"
 )
 
 func (s *Server) server(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, map[string]any{
-		"name": serverName, "version": s.opts.Version,
+		"name": exchange.Name, "version": s.x.Version,
 		"extensions": []string{"binary_tensor_data", "model_configuration", "model_repository"},
 	})
 }
@@ -32,48 +25,18 @@ func (s *Server) live(w http.ResponseWriter, _ *http.Request) {
 
 // ready: the bus is reached and a plan has been published; one model's readiness has its own path.
 func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
-	if err := s.fleet.Ready(); err != nil {
+	if err := s.x.Ready(); err != nil {
 		writeError(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
 	writeJSON(w, map[string]bool{"ready": true})
 }
 
-// indexEntry is one model of the model repository extension.
-type indexEntry struct {
-	Name    string `json:"name"`
-	Version string `json:"version"`
-	State   string `json:"state"`
-	Reason  string `json:"reason,omitempty"`
-}
+func (s *Server) index(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.x.Index()) }
 
-func (s *Server) index(w http.ResponseWriter, _ *http.Request) {
-	entries := []indexEntry{}
-	for _, m := range s.fleet.Models() {
-		e := indexEntry{Name: m.Name, Version: strconv.Itoa(m.Version), State: "READY"}
-		if err := s.fleet.ModelReady(m.Name); err != nil {
-			e.State, e.Reason = "UNAVAILABLE", err.Error()
-		}
-		entries = append(entries, e)
-	}
-	writeJSON(w, entries)
-}
-
-// lookup finds the model, and the version where the path has one. Which models there are is not
-// known right after a start: that is no reason to call one unknown.
+// lookup finds the model, and the version where the path has one.
 func (s *Server) lookup(r *http.Request) (*model.Model, *admit.Refusal) {
-	name := r.PathValue("model")
-	m, ok := s.fleet.Model(name)
-	if !ok && !s.fleet.Listed() {
-		return nil, &admit.Refusal{Status: wire.Unavailable, Retry: time.Second, Detail: "the registered models have not been read yet"}
-	}
-	if !ok {
-		return nil, admit.Refusef(wire.UnknownModel, "unknown model %q", name)
-	}
-	if v := r.PathValue("version"); v != "" && v != strconv.Itoa(m.Version) {
-		return nil, admit.Refusef(wire.UnknownModel, "model %s has no version %q: expected %d", name, v, m.Version)
-	}
-	return m, nil
+	return s.x.Lookup(r.PathValue("model"), r.PathValue("version"))
 }
 
 func (s *Server) modelReady(w http.ResponseWriter, r *http.Request) {
@@ -82,7 +45,7 @@ func (s *Server) modelReady(w http.ResponseWriter, r *http.Request) {
 		writeError(w, code(refusal), refusal.Detail)
 		return
 	}
-	if err := s.fleet.ModelReady(m.Name); err != nil {
+	if err := s.x.ModelReady(m.Name); err != nil {
 		writeError(w, http.StatusServiceUnavailable, fmt.Sprintf("model %s is not ready: %v", m.Name, err))
 		return
 	}
@@ -102,50 +65,19 @@ func (s *Server) metadata(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	writeJSON(w, struct {
-		Name       string           `json:"name"`
-		Versions   []string         `json:"versions"`
-		Platform   string           `json:"platform"`
-		Inputs     []tensorMetadata `json:"inputs"`
-		Outputs    []tensorMetadata `json:"outputs"`
-		Parameters parameters       `json:"parameters"`
+		Name       string               `json:"name"`
+		Versions   []string             `json:"versions"`
+		Platform   string               `json:"platform"`
+		Inputs     []tensorMetadata     `json:"inputs"`
+		Outputs    []tensorMetadata     `json:"outputs"`
+		Parameters exchange.Description `json:"parameters"`
 	}{
 		m.Name,
 		[]string{strconv.Itoa(m.Version)},
-		platform, describe(m.Inputs), describe(m.Outputs),
-		describeModel(m),
+		exchange.Platform, describe(m.Inputs), describe(m.Outputs),
+		exchange.Describe(m),
 	})
 }
-
-// parameters are what the protocol has no field for: what a model is held to, and how else its inputs
-// may come.
-type parameters struct {
-	SLOMs     float64 `json:"slo_ms"`
-	TimeoutMs float64 `json:"timeout_ms"`
-	MaxBatch  int     `json:"max_batch_size"`
-	// Accepts are the types of the inputs that may come in more than their own, which is the first.
-	Accepts map[string][]tensor.DType `json:"accepts,omitempty"`
-	// Images are the content types of images that may be a whole request.
-	Images []string `json:"images,omitempty"`
-}
-
-func describeModel(m *model.Model) parameters {
-	p := parameters{SLOMs: milliseconds(m.SLO), TimeoutMs: milliseconds(m.Timeout), MaxBatch: m.MaxBatch}
-	for _, s := range m.Accepted() {
-		if len(s.Also) == 0 {
-			continue
-		}
-		if p.Accepts == nil {
-			p.Accepts = map[string][]tensor.DType{}
-		}
-		p.Accepts[s.Name] = append([]tensor.DType{s.DType}, s.Also...)
-	}
-	if _, err := m.ImageInput(); err == nil {
-		p.Images = []string{wire.TypeJPEG, wire.TypePNG}
-	}
-	return p
-}
-
-func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // describe puts the batch dimension, which varies, before the shapes.
 func describe(specs []tensor.Spec) []tensorMetadata {
@@ -176,7 +108,7 @@ func (s *Server) config(w http.ResponseWriter, r *http.Request) {
 		MaxBatchSize int            `json:"max_batch_size"`
 		Input        []tensorConfig `json:"input"`
 		Output       []tensorConfig `json:"output"`
-	}{m.Name, platform, "pytorch", m.MaxBatch, configure(m.Inputs), configure(m.Outputs)})
+	}{m.Name, exchange.Platform, "pytorch", m.MaxBatch, configure(m.Inputs), configure(m.Outputs)})
 }
 
 func configure(specs []tensor.Spec) []tensorConfig {

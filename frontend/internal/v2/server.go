@@ -1,73 +1,31 @@
 // Package v2 speaks the open inference protocol (KServe v2, as Triton's clients speak it) over
 // HTTP, with the binary tensor data extension in both directions.
 //
-// A handler decodes, asks admit whether the request may enter the queue, sends it, waits and
-// encodes the answer. It neither queues nor batches, and it knows of NATS only what the errors of
-// shared/bus say.
+// A handler reads and decodes a request, has package exchange take it through, and encodes the answer.
 //
 // https://github.com/kserve/open-inference-protocol
 package v2
 
 import (
-	"context"
 	"encoding/json"
 	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
-	"github.com/gpulet/gpulet/frontend/internal/admit"
-	"github.com/gpulet/gpulet/frontend/internal/inbox"
-	"github.com/gpulet/gpulet/shared/bus"
-	"github.com/gpulet/gpulet/shared/model"
+	"github.com/gpulet/gpulet/frontend/internal/exchange"
+	"github.com/gpulet/gpulet/shared/wire"
 )
-
-// Fleet is what the handlers need to know of the system.
-type Fleet interface {
-	Models() []model.Model
-	Model(name string) (*model.Model, bool)
-	// Listed reports whether the registered models are known.
-	Listed() bool
-	Ready() error
-	ModelReady(name string) error
-	// Backlog is what waits for the model's gpu-lets.
-	Backlog(name string) admit.Backlog
-}
-
-// Sender puts a request into its model's queue, and takes it out again. *inbox.Inbox is one.
-type Sender interface {
-	Send(m *bus.Message) (*inbox.Call, error)
-	Answered(ctx context.Context, model, requestID string) *inbox.Call
-	Cancel(model, requestID string) error
-}
-
-// Options bound what the handlers take.
-type Options struct {
-	Version     string       // of this build, for GET /v2
-	MaxBody     int64        // bytes of a request body
-	MaxBodies   int64        // bytes of all request bodies held at once
-	MaxPayload  func() int64 // bytes of a message on the bus
-	MaxInFlight int64        // requests at once
-}
 
 // Server answers under /v2.
 type Server struct {
-	fleet    Fleet
-	sender   Sender
-	opts     Options
-	metrics  *Metrics
-	log      *slog.Logger
-	inFlight atomic.Int64
-	bodies   atomic.Int64 // bytes of bodies that are being read or sent
-	full     admit.Full
+	x   *exchange.Exchange
+	log *slog.Logger
 }
 
-// New returns a server; it counts in metrics.
-func New(f Fleet, s Sender, opts Options, m *Metrics, log *slog.Logger) *Server {
-	return &Server{fleet: f, sender: s, opts: opts, metrics: m, log: log}
-}
+// New returns a server that takes requests through x.
+func New(x *exchange.Exchange, log *slog.Logger) *Server { return &Server{x: x, log: log} }
 
 // Register adds the protocol's routes to mux. A known path with another method is answered with
 // 405, an unknown path under /v2 with 404, both in the protocol's form of an error.
@@ -131,16 +89,19 @@ func writeBody(w http.ResponseWriter, code int, body []byte) {
 }
 
 // serverTiming is the Server-Timing header: milliseconds by step, which browsers and proxies show.
-func serverTiming(steps ...any) string {
+func serverTiming(t wire.Timing, took time.Duration) string {
+	us := func(n int64) time.Duration { return time.Duration(n) * time.Microsecond }
 	var b strings.Builder
-	for i := 0; i < len(steps); i += 2 {
-		if i > 0 {
+	for _, step := range []struct {
+		name string
+		took time.Duration
+	}{{"queue", us(t.QueuedUs)}, {"batch", us(t.BatchedUs)}, {"exec", us(t.ExecUs)}, {"total", took}} {
+		if b.Len() > 0 {
 			b.WriteString(", ")
 		}
-		b.WriteString(steps[i].(string))
+		b.WriteString(step.name)
 		b.WriteString(";dur=")
-		ms := float64(steps[i+1].(time.Duration)) / float64(time.Millisecond)
-		b.WriteString(strconv.FormatFloat(ms, 'f', 3, 64))
+		b.WriteString(strconv.FormatFloat(float64(step.took)/float64(time.Millisecond), 'f', 3, 64))
 	}
 	return b.String()
 }

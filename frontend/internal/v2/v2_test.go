@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/gpulet/gpulet/frontend/internal/exchange"
 	"github.com/gpulet/gpulet/frontend/internal/fleet"
 	"github.com/gpulet/gpulet/frontend/internal/frontendtest"
 	v2 "github.com/gpulet/gpulet/frontend/internal/v2"
@@ -44,14 +45,15 @@ type door struct {
 
 func open(t testing.TB, s *frontendtest.System) *door {
 	t.Helper()
-	return openWith(t, s, v2.Options{Version: "1.2.3", MaxBody: 16 << 20, MaxBodies: 1 << 30, MaxPayload: s.Bus.MaxPayload, MaxInFlight: 1000})
+	return openWith(t, s, exchange.Options{Version: "1.2.3", MaxBody: 16 << 20, MaxBodies: 1 << 30, MaxPayload: s.Bus.MaxPayload, MaxInFlight: 1000})
 }
 
-func openWith(t testing.TB, s *frontendtest.System, opts v2.Options) *door {
+func openWith(t testing.TB, s *frontendtest.System, opts exchange.Options) *door {
 	t.Helper()
 	reg := prometheus.NewRegistry()
 	mux := http.NewServeMux()
-	v2.New(s.Fleet, s.Inbox, opts, v2.NewMetrics(reg), slog.New(slog.DiscardHandler)).Register(mux)
+	log := slog.New(slog.DiscardHandler)
+	v2.New(exchange.New(s.Fleet, s.Inbox, opts, exchange.NewMetrics(reg), log), log).Register(mux)
 	srv := httptest.NewServer(mux)
 	t.Cleanup(srv.Close)
 	return &door{System: s, url: srv.URL, client: srv.Client(), metrics: reg}
@@ -684,7 +686,7 @@ func TestCountsByModelAndStatus(t *testing.T) {
 
 func TestMoreThanMaxInFlightAreRefused(t *testing.T) {
 	s := frontendtest.Start(t, frontendtest.Toy())
-	d := openWith(t, s, v2.Options{MaxBody: 1 << 20, MaxBodies: 1 << 30, MaxPayload: s.Bus.MaxPayload, MaxInFlight: 1})
+	d := openWith(t, s, exchange.Options{MaxBody: 1 << 20, MaxBodies: 1 << 30, MaxPayload: s.Bus.MaxPayload, MaxInFlight: 1})
 	var first sync.WaitGroup
 	first.Go(func() { d.post(t, toyInfer, goodToy) })
 	frontendtest.Eventually(t, "the first request is in flight", func() bool { return d.Inbox.Stats().Pending == 1 })
@@ -699,7 +701,7 @@ func TestMoreThanMaxInFlightAreRefused(t *testing.T) {
 // Bodies that never come take no memory: far more are announced than may be held.
 func TestAnnouncedBodiesTakeNoMemory(t *testing.T) {
 	s := frontendtest.Start(t, frontendtest.Toy())
-	d := openWith(t, s, v2.Options{MaxBody: 16 << 20, MaxBodies: 256 << 20, MaxPayload: s.Bus.MaxPayload, MaxInFlight: 1000})
+	d := openWith(t, s, exchange.Options{MaxBody: 16 << 20, MaxBodies: 256 << 20, MaxPayload: s.Bus.MaxPayload, MaxInFlight: 1000})
 	d.Work(t, frontendtest.Toy(), frontendtest.ToyWorker)
 	var idle []net.Conn
 	for range 20 {

@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/gpulet/gpulet/shared/wire"
@@ -36,15 +35,10 @@ type HTTPOptions struct {
 
 // httpSender posts v2 inference requests with binary tensors over a fixed set of connections.
 type httpSender struct {
+	*callers
 	client  *http.Client
-	sink    Sink
-	run     string
 	timeout time.Duration // to ask for; zero: none
 	streams []httpStream
-	queue   chan Request
-	ctx     context.Context
-	cancel  context.CancelFunc
-	workers sync.WaitGroup
 }
 
 type httpStream struct {
@@ -59,12 +53,11 @@ type httpBody struct {
 	header      map[string]string // of an image: its choice of outputs
 }
 
-// HTTP returns a Sender to a frontend's v2 API; run is as for NATS.
-func HTTP(o HTTPOptions, run string, streams []Stream, sink Sink) (Sender, error) {
+// HTTP returns a Sender to a frontend's v2 API.
+func HTTP(o HTTPOptions, streams []Stream, sink Sink) (Sender, error) {
 	s := &httpSender{
-		client: &http.Client{Transport: &http.Transport{MaxConnsPerHost: o.Connections, MaxIdleConnsPerHost: o.Connections, DisableCompression: true}},
-		sink:   sink, run: run, timeout: o.Timeout,
-		queue: make(chan Request, 8*o.Connections),
+		client:  &http.Client{Transport: &http.Transport{MaxConnsPerHost: o.Connections, MaxIdleConnsPerHost: o.Connections, DisableCompression: true}},
+		timeout: o.Timeout,
 	}
 	for _, st := range streams {
 		hs, err := encodeStream(o, st)
@@ -73,10 +66,7 @@ func HTTP(o HTTPOptions, run string, streams []Stream, sink Sink) (Sender, error
 		}
 		s.streams = append(s.streams, hs)
 	}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
-	for range o.Connections {
-		s.workers.Go(s.work)
-	}
+	s.callers = newCallers(o.Connections, sink, s.post)
 	return s, nil
 }
 
@@ -97,44 +87,17 @@ func encodeStream(o HTTPOptions, st Stream) (httpStream, error) {
 	return hs, nil
 }
 
-// Send implements Sender. It blocks while all connections are busy and the queue is full.
-func (s *httpSender) Send(r Request) {
-	select {
-	case s.queue <- r:
-	case <-s.ctx.Done():
-	}
-}
-
 // Close implements Sender.
 func (s *httpSender) Close() {
-	s.cancel()
-	s.workers.Wait()
+	s.callers.Close()
 	s.client.CloseIdleConnections()
 }
 
-func (s *httpSender) work() {
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case r := <-s.queue:
-			s.sink.Left(r.Stream, r.Seq, time.Now())
-			reply, err := s.post(r)
-			switch {
-			case err == nil:
-				s.sink.Answered(r.Stream, r.Seq, time.Now(), reply)
-			case s.ctx.Err() == nil: // else the run gave up on it
-				s.sink.Refused(r.Stream, r.Seq, wire.Unavailable, err.Error(), true)
-			}
-		}
-	}
-}
-
 // post sends one request. An error means that no answer can come.
-func (s *httpSender) post(r Request) (wire.Reply, error) {
+func (s *httpSender) post(ctx context.Context, r Request) (wire.Reply, error) {
 	st := &s.streams[r.Stream]
 	body := st.bodies[r.Item]
-	req, err := http.NewRequestWithContext(s.ctx, http.MethodPost, st.url, bytes.NewReader(body.data))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, st.url, bytes.NewReader(body.data))
 	if err != nil {
 		return wire.Reply{}, err
 	}

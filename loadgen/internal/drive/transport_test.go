@@ -123,7 +123,7 @@ func TestImagesAskForOutputsByHeader(t *testing.T) {
 	defer srv.Close()
 	streams = pictures()
 	_, total = send(t, streams, options(d), func(s Sink) (Sender, error) {
-		return HTTP(HTTPOptions{URL: srv.URL, Connections: 2}, "test", streams, s)
+		return HTTP(HTTPOptions{URL: srv.URL, Connections: 2}, streams, s)
 	})
 	if total.Sent == 0 || c.outputs["y,z"] != int(total.Sent) {
 		t.Errorf("HTTP: %+v, asked for %v", total, c.outputs)
@@ -187,7 +187,7 @@ func v2(t testing.TB, answer func(w http.ResponseWriter, n int) bool) *httptest.
 
 func overHTTP(url string, connections int, streams []Stream) func(Sink) (Sender, error) {
 	return func(s Sink) (Sender, error) {
-		return HTTP(HTTPOptions{URL: url, Connections: connections}, "test", streams, s)
+		return HTTP(HTTPOptions{URL: url, Connections: connections}, streams, s)
 	}
 }
 

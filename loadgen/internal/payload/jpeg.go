@@ -31,7 +31,7 @@ func JPEGs(spec tensor.Spec, n int, seed uint64) ([]Item, error) {
 		if err := jpeg.Encode(&b, img, &jpeg.Options{Quality: quality}); err != nil {
 			return nil, fmt.Errorf("input %q: %w", spec.Name, err)
 		}
-		items[i] = Item{Image: b.Bytes(), ContentType: wire.TypeJPEG, Label: -1}
+		items[i] = Item{Image: b.Bytes(), ContentType: wire.TypeJPEG, ImageInput: spec.Name, Label: -1}
 	}
 	return items, nil
 }

@@ -19,6 +19,8 @@ type Item struct {
 	// Image, of type ContentType, is the whole body in place of Request's inputs where it is not nil.
 	Image       []byte
 	ContentType string
+	// ImageInput is the name of the input that Image is for.
+	ImageInput string
 	// Expected holds the right outputs; empty: unknown.
 	Expected []tensor.Tensor
 	// Label is the right class; -1: unknown.

@@ -79,7 +79,7 @@ func startSiteWith(ctx context.Context, cfg *config, named []string) (s *site, m
 
 // startQueue starts the frontend and connects to its NATS.
 func (s *site) startQueue(ctx context.Context) (err error) {
-	if s.frontend, err = startProcess(s.dir, "frontend", s.cfg.program("frontend"), "serve", "--http-addr", "127.0.0.1:0",
+	if s.frontend, err = startProcess(s.dir, "frontend", s.cfg.program("frontend"), "serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0",
 		"--metrics-addr", "127.0.0.1:0", "--nats-port", "-1", "--nats-monitor-port", "0", "--state-dir", s.dir); err != nil {
 		return err
 	}
