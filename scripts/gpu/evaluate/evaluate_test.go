@@ -717,3 +717,18 @@ func TestStolenTimeIsRead(t *testing.T) {
 		}
 	}
 }
+
+func TestBurstsWantRatesAndRules(t *testing.T) {
+	for _, c := range []struct{ rates, rules, want string }{
+		{"", "plan", `rates "": expected mix=samples/s`},
+		{"game=0", "plan", `rates: found "game=0"`},
+		{"game=1 nothing=1", "plan", "rates: "},
+		{"game=1", " ", `rules " ": expected plan, none, mps, or LIMIT/BATCH`},
+		{"game=1", "plan 40", `rule "40"`},
+	} {
+		cfg := &burstsConfig{Rates: c.rates, Rules: c.rules}
+		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("rates %q, rules %q: %v: expected %s", c.rates, c.rules, err, c.want)
+		}
+	}
+}
