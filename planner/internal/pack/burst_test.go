@@ -5,8 +5,11 @@ import (
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"github.com/gpulet/gpulet/planner/internal/check"
 	"github.com/gpulet/gpulet/planner/internal/problem"
+	"github.com/gpulet/gpulet/shared/interference"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
 )
@@ -112,6 +115,27 @@ func TestBurstsKeepSLOsAndMemory(t *testing.T) {
 			t.Errorf("%s: bursts of %d: expected %d", c.why, got, c.want)
 		}
 	}
+}
+
+// TestPropertyBurstsStay: a plan that serves everything stays where it is, with its limits.
+func TestPropertyBurstsStay(t *testing.T) {
+	set := shipped(t)
+	predict, err := interference.New(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		in := randomInput(t, set, predict)
+		first := Gpulet(in, Options{Steps: 20, Headroom: true}).Plan
+		if len(first.Unserved) > 0 {
+			return
+		}
+		first.Revision = 7
+		in.Current = &first
+		if diff := plan.Diff(first, Gpulet(in, Options{Steps: 20, Headroom: true}).Plan); len(diff.Start)+len(diff.Stop) > 0 {
+			t.Errorf("nothing changed, and yet:\n%s", diff)
+		}
+	})
 }
 
 // TestBurstsMoveNothing: the same problem again, and from a plan without limits, whose processes keep theirs.
