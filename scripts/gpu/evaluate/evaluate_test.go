@@ -235,6 +235,13 @@ func TestEveryAssignmentTakesAWholeRequest(t *testing.T) {
 	if a, b := got.Gpulets[0].Models[0].Batch, got.Gpulets[1].Models[0].Batch; a != 8 || b != 1 {
 		t.Errorf("batches %d and %d: expected 8 and 1", a, b)
 	}
+	for _, c := range []struct{ burst, want int }{{4, 0}, {8, 8}, {16, 16}} {
+		p := lets("50 a")
+		p.Gpulets[0].Models[0].Burst = c.burst
+		if got := admitRequests(p, map[string]int{"a": 8}); got.Gpulets[0].Models[0].Burst != c.want {
+			t.Errorf("bursts of %d and requests of 8 samples: %d: expected %d", c.burst, got.Gpulets[0].Models[0].Burst, c.want)
+		}
+	}
 }
 
 func TestRatesAreJudged(t *testing.T) {
