@@ -5,11 +5,8 @@ import (
 	"testing"
 	"time"
 
-	"pgregory.net/rapid"
-
 	"github.com/gpulet/gpulet/planner/internal/check"
 	"github.com/gpulet/gpulet/planner/internal/problem"
-	"github.com/gpulet/gpulet/shared/interference"
 	"github.com/gpulet/gpulet/shared/plan"
 	"github.com/gpulet/gpulet/shared/profile"
 )
@@ -117,25 +114,30 @@ func TestBurstsKeepSLOsAndMemory(t *testing.T) {
 	}
 }
 
-// TestPropertyBurstsStay: a plan that serves everything stays where it is, with its limits.
-func TestPropertyBurstsStay(t *testing.T) {
-	set := shipped(t)
-	predict, err := interference.New(set)
-	if err != nil {
-		t.Fatal(err)
+// TestWideGpuletsBurstOnTheirShare: what is wider than the limit needs none, and its batches may take all of its share.
+func TestWideGpuletsBurstOnTheirShare(t *testing.T) {
+	set := &profile.Set{}
+	p := &profile.Profile{Model: "m", GPUType: "box"}
+	for batch := 1; batch <= 4; batch++ {
+		for share, ms := range map[int]float64{20: 4, 40: 2, 80: 1, 100: 1} {
+			p.Points = append(p.Points, profile.Point{Share: share, Batch: batch, P50Ms: ms * float64(batch)})
+		}
 	}
-	rapid.Check(t, func(t *rapid.T) {
-		in := randomInput(t, set, predict)
-		first := Gpulet(in, Options{Steps: 20, Headroom: true}).Plan
-		if len(first.Unserved) > 0 {
-			return
+	set.Add(p)
+	in := problem.Input{
+		GPUs: []problem.GPU{{Host: "h", Type: "box"}}, Profiles: set, Models: []problem.Model{{Name: "m", SLO: 8 * time.Millisecond}},
+	}
+	for share, want := range map[int][2]int{20: {40, 2}, 40: {0, 2}, 80: {0, 4}} {
+		e := newEnv(&in)
+		e.roomy = true
+		s := newState(e)
+		s.gpus[0] = []part{{si: slices.Index(e.classes[0].shares, share), slots: []slot{{batch: 1}}}}
+		s.burst()
+		g := e.gpulets(e.gpus[0], s.gpus[0])[0]
+		if got := [2]int{g.Limit, g.Models[0].Burst}; got != want {
+			t.Errorf("%d %%: limit and burst %v: expected %v", share, got, want)
 		}
-		first.Revision = 7
-		in.Current = &first
-		if diff := plan.Diff(first, Gpulet(in, Options{Steps: 20, Headroom: true}).Plan); len(diff.Start)+len(diff.Stop) > 0 {
-			t.Errorf("nothing changed, and yet:\n%s", diff)
-		}
-	})
+	}
 }
 
 // TestBurstsMoveNothing: the same problem again, and from a plan without limits, whose processes keep theirs.
