@@ -37,6 +37,8 @@ type Model struct {
 	Name string
 	// Batch is the most samples of one launch. A single request that carries more runs alone.
 	Batch int
+	// Planned is the samples of a launch that others may count on; 0: Batch.
+	Planned int
 	// Exec estimates how long a batch of so many samples takes. It must not fall as samples grow.
 	// Nil means that batches take no time.
 	Exec func(samples int) time.Duration

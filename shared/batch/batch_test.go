@@ -233,6 +233,17 @@ func TestRefusesUnknownModel(t *testing.T) {
 	}
 }
 
+// TestSlackCountsOnPlannedBatches: those that are only allowed while more wait were not promised to anybody.
+func TestSlackCountsOnPlannedBatches(t *testing.T) {
+	exec := func(n int) time.Duration { return time.Duration(n) * 10 * time.Millisecond }
+	for planned, want := range map[int]time.Duration{0: 30 * time.Millisecond, 1: 45 * time.Millisecond, 4: 30 * time.Millisecond} {
+		b := batch.New([]batch.Model{{Name: "a", Batch: 4, Planned: planned, Exec: exec, SLO: 100 * time.Millisecond}})
+		if got := b.Slack(); got != want {
+			t.Errorf("planned %d of 4: slack of %v: expected %v", planned, got, want)
+		}
+	}
+}
+
 func TestEmptyBatcherRests(t *testing.T) {
 	for _, b := range []*batch.Batcher{batch.New(nil), batch.New([]batch.Model{{Name: "a", Batch: 1}})} {
 		if diff := cmp.Diff(batch.Decision{}, b.Next(epoch)); diff != "" {

@@ -1,6 +1,7 @@
 package batch
 
 import (
+	"cmp"
 	"math"
 	"time"
 )
@@ -26,14 +27,14 @@ func StandingOf(rate float64, offline bool) Standing {
 }
 
 // Slack is for how long an idle model's batch may keep the executor from the others. What arrives
-// meanwhile is at most a batch of each of them, where they get no more than was planned, so the first of
+// meanwhile is at most a planned batch of each of them, where they get no more than was planned, so the first of
 // it is answered after the idle batch and a round of all of them: that has to be within the SLO. Half of
 // what is left is given away, since nothing arrives as evenly as planned. Without any other models, or
 // SLOs, there is no bound.
 func (b *Batcher) Slack() time.Duration {
 	round, slo := time.Duration(0), time.Duration(math.MaxInt64)
 	for _, q := range b.models {
-		round += q.exec(q.Batch)
+		round += q.exec(cmp.Or(q.Planned, q.Batch))
 		if q.SLO > 0 {
 			slo = min(slo, q.SLO)
 		}

@@ -65,6 +65,24 @@ func texts(list []Violation) []string {
 	return out
 }
 
+// TestBurstsNeedMemoryAndAreNoPromise: a burst has to fit into memory and the model, whatever its time.
+func TestBurstsNeedMemoryAndAreNoPromise(t *testing.T) {
+	for _, c := range []struct {
+		burst, most int
+		want        string // "": sound
+	}{{0, 0, ""}, {4, 0, ""}, {8, 0, "1340 MiB for models and contexts"}, {4, 3, "batch 4, the model takes at most 3"}} {
+		in, p := input(), sound()
+		a, _ := in.Profiles.Get("g", "a")
+		a.Memory = append(a.Memory, profile.Memory{Batch: 8, Bytes: 1040 << 20})
+		in.Models[0].MaxBatch = c.most
+		p.Gpulets[0].Models[0].Burst = c.burst
+		got := texts(Plan(in, p))
+		if (c.want == "") != (len(got) == 0) || !strings.Contains(strings.Join(got, "\n"), c.want) {
+			t.Errorf("burst %d of a model that takes %d: %q: expected %q", c.burst, c.most, got, c.want)
+		}
+	}
+}
+
 func TestAcceptsASoundPlan(t *testing.T) {
 	if got := texts(Plan(input(), sound())); got != nil {
 		t.Errorf("%q", got)

@@ -600,6 +600,10 @@ func TestQueueSizesFollowRateAndTimeout(t *testing.T) {
 	if q := QueueFor(m, p, Load{}, 8<<20); q.AckWait != 4*time.Second || q.MaxAckPending != 1024 {
 		t.Errorf("queue %+v: expected an ack wait of four batches and room for two", q)
 	}
+	p.Gpulets[0].Models[0].Burst = 600
+	if q := QueueFor(m, p, Load{}, 8<<20); q.MaxAckPending != 2048 {
+		t.Errorf("queue %+v: expected room for two bursts", q)
+	}
 	small := QueueFor(m, plan.Plan{}, Load{}, 1<<20)
 	want := small.Grow(q)
 	want.MaxMsgs = small.MaxMsgs

@@ -128,3 +128,17 @@ func TestKeepsTheReserveOfEverySLO(t *testing.T) {
 		t.Errorf("an SLO below the reserve leaves %v: expected half of it", got)
 	}
 }
+
+// TestMemoryIsThatOfBursts: what a gpu-let takes, and is thought to have lacked, is for its largest batches.
+func TestMemoryIsThatOfBursts(t *testing.T) {
+	a := plan.Assignment{Model: "m", Batch: 1, Burst: 4}
+	set := &profile.Set{}
+	set.Add(&profile.Profile{Model: "m", GPUType: "g", Memory: []profile.Memory{{Batch: 1, Bytes: 10}, {Batch: 4, Bytes: 40}}})
+	if got := memBytes(set, "g", a); got != 40 {
+		t.Errorf("%d bytes: expected the 40 of its bursts", got)
+	}
+	p := plan.Plan{Gpulets: []plan.Gpulet{{ID: "x", Models: []plan.Assignment{a}}}}
+	if got := batchOf(p, "x", "m"); got != 4 {
+		t.Errorf("batches of %d: expected the 4 of its bursts", got)
+	}
+}

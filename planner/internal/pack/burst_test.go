@@ -114,6 +114,32 @@ func TestBurstsKeepSLOsAndMemory(t *testing.T) {
 	}
 }
 
+// TestWideGpuletsBurstOnTheirShare: what is wider than the limit needs none, and its batches may take all of its share.
+func TestWideGpuletsBurstOnTheirShare(t *testing.T) {
+	set := &profile.Set{}
+	p := &profile.Profile{Model: "m", GPUType: "box"}
+	for batch := 1; batch <= 4; batch++ {
+		for share, ms := range map[int]float64{20: 4, 40: 2, 80: 1, 100: 1} {
+			p.Points = append(p.Points, profile.Point{Share: share, Batch: batch, P50Ms: ms * float64(batch)})
+		}
+	}
+	set.Add(p)
+	in := problem.Input{
+		GPUs: []problem.GPU{{Host: "h", Type: "box"}}, Profiles: set, Models: []problem.Model{{Name: "m", SLO: 8 * time.Millisecond}},
+	}
+	for share, want := range map[int][2]int{20: {40, 2}, 40: {0, 2}, 80: {0, 4}} {
+		e := newEnv(&in)
+		e.roomy = true
+		s := newState(e)
+		s.gpus[0] = []part{{si: slices.Index(e.classes[0].shares, share), slots: []slot{{batch: 1}}}}
+		s.burst()
+		g := e.gpulets(e.gpus[0], s.gpus[0])[0]
+		if got := [2]int{g.Limit, g.Models[0].Burst}; got != want {
+			t.Errorf("%d %%: limit and burst %v: expected %v", share, got, want)
+		}
+	}
+}
+
 // TestBurstsMoveNothing: the same problem again, and from a plan without limits, whose processes keep theirs.
 func TestBurstsMoveNothing(t *testing.T) {
 	in := spiky(t)

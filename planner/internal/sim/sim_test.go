@@ -248,8 +248,6 @@ func TestNeighboursSlowEachOtherDown(t *testing.T) {
 	}
 }
 
-// TestMovesLoseNothing: under load, everything moves to another GPU every 5 s, and every request is
-// answered in time, since what goes stays until what comes is ready.
 // TestGpuletsGoBeyondTheirSharesAndBatches: a takes 10 ms on its share of 20 % and 5 on the 60 % that it may use, for
 // one request or two; b is busy at all times, or never.
 func TestGpuletsGoBeyondTheirSharesAndBatches(t *testing.T) {
@@ -297,6 +295,8 @@ func TestGpuletsGoBeyondTheirSharesAndBatches(t *testing.T) {
 	}
 }
 
+// TestMovesLoseNothing: under load, everything moves to another GPU every 5 s, and every request is
+// answered in time, since what goes stays until what comes is ready.
 func TestMovesLoseNothing(t *testing.T) {
 	b := loadBench(t)
 	c := Config{

@@ -62,6 +62,9 @@ func (c *burstsConfig) Validate() error {
 		}
 		c.rules = append(c.rules, r)
 	}
+	if len(c.rules) == 0 {
+		return fmt.Errorf("rules %q: expected plan, none, mps, or LIMIT/BATCH", c.Rules)
+	}
 	return c.Load.Validate()
 }
 

@@ -235,6 +235,13 @@ func TestEveryAssignmentTakesAWholeRequest(t *testing.T) {
 	if a, b := got.Gpulets[0].Models[0].Batch, got.Gpulets[1].Models[0].Batch; a != 8 || b != 1 {
 		t.Errorf("batches %d and %d: expected 8 and 1", a, b)
 	}
+	for _, c := range []struct{ burst, want int }{{4, 0}, {8, 8}, {16, 16}} {
+		p := lets("50 a")
+		p.Gpulets[0].Models[0].Burst = c.burst
+		if got := admitRequests(p, map[string]int{"a": 8}); got.Gpulets[0].Models[0].Burst != c.want {
+			t.Errorf("bursts of %d and requests of 8 samples: %d: expected %d", c.burst, got.Gpulets[0].Models[0].Burst, c.want)
+		}
+	}
 }
 
 func TestRatesAreJudged(t *testing.T) {
@@ -715,6 +722,21 @@ func TestStolenTimeIsRead(t *testing.T) {
 	} {
 		if got := stealOf([]byte(stat)); got != want {
 			t.Errorf("%q: %v: expected %v", stat, got, want)
+		}
+	}
+}
+
+func TestBurstsWantRatesAndRules(t *testing.T) {
+	for _, c := range []struct{ rates, rules, want string }{
+		{"", "plan", `rates "": expected mix=samples/s`},
+		{"game=0", "plan", `rates: found "game=0"`},
+		{"game=1 nothing=1", "plan", "rates: "},
+		{"game=1", " ", `rules " ": expected plan, none, mps, or LIMIT/BATCH`},
+		{"game=1", "plan 40", `rule "40"`},
+	} {
+		cfg := &burstsConfig{Rates: c.rates, Rules: c.rules}
+		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("rates %q, rules %q: %v: expected %s", c.rates, c.rules, err, c.want)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gpulet/gpulet/shared/batch"
 	"github.com/gpulet/gpulet/shared/bus"
 	"github.com/gpulet/gpulet/shared/lifecycle"
 	"github.com/gpulet/gpulet/shared/plan"
@@ -90,6 +91,14 @@ func (m *bound) batch() int {
 		return m.most()
 	}
 	return min(m.most(), slices.Max(m.spec.Batches))
+}
+
+// batched is what the batcher knows of the model.
+func (m *bound) batched() batch.Model {
+	return batch.Model{
+		Name: m.name(), Batch: m.batch(), Planned: min(m.planned(), m.batch()),
+		Exec: m.estimate.exec, SLO: m.patience(), Idle: m.yields,
+	}
 }
 
 // timeout is how long a request may take that does not say itself.

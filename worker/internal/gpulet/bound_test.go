@@ -29,6 +29,9 @@ func TestBatchesMayBurst(t *testing.T) {
 		if got := m.batch(); got != c.most {
 			t.Errorf("batch %d, burst %d of a model that takes %d: at most %d: expected %d", c.batch, c.burst, c.maxBatch, got, c.most)
 		}
+		if got := m.batched(); got.Batch != c.most || got.Planned != min(c.batch, c.maxBatch) {
+			t.Errorf("batch %d, burst %d of a model that takes %d: the batcher is told %d and planned %d", c.batch, c.burst, c.maxBatch, got.Batch, got.Planned)
+		}
 		if got := m.wanted("cpu").Batches; !slices.Equal(got, c.prepared) {
 			t.Errorf("batch %d, burst %d of a model that takes %d: prepared for %v: expected %v", c.batch, c.burst, c.maxBatch, got, c.prepared)
 		}

@@ -145,9 +145,7 @@ func (l *loop) rebatch() {
 	var models []batch.Model
 	for _, m := range l.order {
 		if m.loaded != nil {
-			models = append(models, batch.Model{
-				Name: m.name(), Batch: m.batch(), Exec: m.estimate.exec, SLO: m.patience(), Idle: m.yields,
-			})
+			models = append(models, m.batched())
 		}
 	}
 	for _, it := range l.batcher.SetModels(models) {
