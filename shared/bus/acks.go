@@ -122,7 +122,7 @@ func (a *acks) failWhere(err error, match func(waitingAck) bool) {
 // ackError reads an acknowledgement.
 func ackError(m *nats.Msg) error {
 	if status := m.Header.Get("Status"); status != "" && len(m.Data) == 0 {
-		return fmt.Errorf("%w: nothing stores this subject (status %s)", ErrUnavailable, status)
+		return fmt.Errorf("%w (status %s)", ErrNotStored, status)
 	}
 	if !bytes.Contains(m.Data, []byte(`"error"`)) {
 		return nil

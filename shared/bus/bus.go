@@ -28,6 +28,8 @@ var (
 	ErrFull = fmt.Errorf("%w: full", ErrOverloaded)
 	// ErrUnavailable: nobody answered for the queue or document, or the connection is down.
 	ErrUnavailable = errors.New("unavailable")
+	// ErrNotStored is ErrUnavailable: the model has no queue, or its server is about to stop.
+	ErrNotStored = fmt.Errorf("%w: nothing stores this subject", ErrUnavailable)
 	// ErrUnacknowledged is an ErrUnavailable that leaves open whether a publish was taken: its
 	// acknowledgement did not come.
 	ErrUnacknowledged = fmt.Errorf("%w: not acknowledged", ErrUnavailable)

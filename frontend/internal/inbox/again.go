@@ -79,9 +79,35 @@ func (i *Inbox) enqueue(c *Call) {
 	if l == nil {
 		l = &line{model: c.model}
 		i.lines[c.model] = l
-		i.serve(l)
+		i.begin(func(ctx context.Context) { i.sendAgain(ctx, l) })
 	}
 	l.again = append(l.again, c)
+}
+
+// notStored takes in that nothing stored a request: its model has no queue, or the server is stopping, and has stopped
+// its queues before its connections. Asked for the queue only the former says that there is none.
+func (i *Inbox) notStored(c *Call, refusal error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.down {
+		return
+	}
+	if i.lost[c.model] = append(i.lost[c.model], c); len(i.lost[c.model]) > 1 {
+		return // it is being asked
+	}
+	i.begin(func(ctx context.Context) {
+		_, err := i.bus.Lag(ctx, c.model)
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		for _, c := range i.lost[c.model] {
+			if errors.Is(err, bus.ErrUnknownModel) && !c.again {
+				i.hear(c.number, life.Refusal, outcome{err: refusal})
+			} else {
+				i.enqueue(c)
+			}
+		}
+		delete(i.lost, c.model)
+	})
 }
 
 // sendAgain serves a line until it is empty, or ctx ends.

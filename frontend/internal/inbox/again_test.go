@@ -330,3 +330,22 @@ func TestWhatALostQueueHeldIsSentAgain(t *testing.T) {
 	s.reply(t, s.fetch(t), "answer", 1)
 	answered(t, c, "answer")
 }
+
+// A server that stops closes its queues before its connections: that nothing stored a request is believed of a model
+// that has no queue alone.
+func TestWhatNothingStoredIsSentAgainWhereThereIsAQueue(t *testing.T) {
+	s, _, i := unreliable(t, bus.ErrNotStored, bus.ErrNotStored)
+	first, second := send(t, i, "a"), send(t, i, "b")
+	for range 2 {
+		m := s.fetch(t)
+		s.reply(t, m, "answer to "+string(m.Data), 1)
+	}
+	answered(t, first, "answer to a")
+	answered(t, second, "answer to b")
+	if err := s.Planner.DeleteQueue(t.Context(), "toy"); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := send(t, i, "c").Wait(t.Context(), soon()); !errors.Is(err, bus.ErrNotStored) {
+		t.Errorf("without a queue: %q, %v: expected %v", r.Body, err, bus.ErrNotStored)
+	}
+}

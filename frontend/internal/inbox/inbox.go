@@ -52,14 +52,15 @@ type Inbox struct {
 	replies *bus.Inbox
 	deaf    func() // ends hearing of cancellations
 
-	serve   func(l *line) // starts serving a line, until Close
-	stop    func()        // ends serving
-	serving sync.WaitGroup
+	begin   func(f func(context.Context)) // runs f beside everything else, until Close
+	stop    func()                        // ends what has begun
+	running sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below
 	pending map[uint64]*Call
 	named   map[name]map[uint64]*Call // those of pending whose client has chosen the id
 	lines   map[string]*line          // by model: what is to be sent again
+	lost    map[string][]*Call        // by model: what nothing stored, while its queue is asked for
 	last    uint64                    // number of the newest request
 	closed  closedRing
 	down    bool
@@ -68,7 +69,7 @@ type Inbox struct {
 
 // Open subscribes to a new inbox on b.
 func Open(b Bus) (*Inbox, error) {
-	i := &Inbox{bus: b, pending: map[uint64]*Call{}, named: map[name]map[uint64]*Call{}, lines: map[string]*line{}}
+	i := &Inbox{bus: b, pending: map[uint64]*Call{}, named: map[name]map[uint64]*Call{}, lines: map[string]*line{}, lost: map[string][]*Call{}}
 	replies, err := b.NewInbox(i.receive)
 	if err != nil {
 		return nil, fmt.Errorf("open reply inbox: %w", err)
@@ -80,7 +81,7 @@ func Open(b Bus) (*Inbox, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	i.stop = cancel
-	i.serve = func(l *line) { i.serving.Go(func() { i.sendAgain(ctx, l) }) }
+	i.begin = func(f func(context.Context)) { i.running.Go(func() { f(ctx) }) }
 	b.OnReconnect(i.reconnected)
 	return i, nil
 }
@@ -90,7 +91,7 @@ func (i *Inbox) Close() {
 	i.deaf()
 	i.replies.Close()
 	i.stop()
-	defer i.serving.Wait()
+	defer i.running.Wait()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.down = true
@@ -127,6 +128,8 @@ func (i *Inbox) Send(m *bus.Message) (*Call, error) {
 		case errors.Is(err, bus.ErrUnacknowledged):
 			i.end(c, life.Doubt, err)
 			i.doubt(c)
+		case errors.Is(err, bus.ErrNotStored):
+			i.notStored(c, err)
 		default:
 			i.end(c, life.Refusal, err)
 		}
