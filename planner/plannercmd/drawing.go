@@ -77,7 +77,7 @@ func drawGPU(gpulets []plan.Gpulet) string {
 		for i, a := range g.Models {
 			names[i] = a.Model
 			if len(g.Models) == 1 {
-				names[i] += fmt.Sprintf(" b%d", a.Batch)
+				names[i] += " b" + a.Batches()
 			}
 		}
 		label := fmt.Sprintf("%d%% %s", g.Share, strings.Join(names, "+"))

@@ -119,9 +119,9 @@ func (l *loop) assign(c link.Command) {
 
 // bind gives a model its assignment and sees whether it has to be loaded.
 func (l *loop) bind(m *bound, a link.Assignment) {
-	batchChanged := m.Batch != a.Batch || m.Burst != a.Burst || m.Config.MaxBatch != a.Config.MaxBatch
+	most, takes := m.most(), m.Config.MaxBatch
 	m.Assignment, m.retiring = a, false
-	if batchChanged {
+	if m.most() != most || m.Config.MaxBatch != takes {
 		m.reset()
 	}
 	m.problem, m.short, m.loadAt = a.Problem, false, time.Time{}
