@@ -68,7 +68,7 @@ func newMetrics(host string) *metrics {
 		again:    desc("redelivered_requests_total", "Requests fetched that were delivered before, to a gpu-let that has not answered them.", "gpulet", "model"),
 		samples:  desc("samples_total", "Samples run.", "gpulet", "model"),
 		batches:  desc("batches_total", "Batches run.", "gpulet", "model"),
-		fill:     desc("batch_fill_ratio", "Samples per batch over the planned batch, since the gpu-let started.", "gpulet", "model"),
+		fill:     desc("batch_fill_ratio", "Samples per batch over the planned batch, since the gpu-let started; over 1 where bursts run.", "gpulet", "model"),
 		busy:     desc("exec_seconds_total", "Time on the engine.", "gpulet", "model"),
 		exec:     desc("batch_exec_seconds", "Moving average of a batch's time on the engine.", "gpulet", "model"),
 		memory:   desc("model_memory_bytes", "Device memory that a loaded model holds.", "gpulet", "model"),
