@@ -110,8 +110,9 @@ func (p *process) count() int {
 	return len(p.events)
 }
 
-// await waits for an event.
+// await waits for an event. It may be among the last words of a program that has ended.
 func (p *process) await(ctx context.Context, msg string) (event, error) {
+	done := p.done
 	for n := 0; ; {
 		events, changed := p.since(n)
 		for _, e := range events {
@@ -120,10 +121,13 @@ func (p *process) await(ctx context.Context, msg string) (event, error) {
 			}
 		}
 		n += len(events)
+		if done == nil {
+			return event{}, fmt.Errorf("%s has ended while it was waited for %q: %v: %s", p.name, msg, p.cmd.ProcessState, p.lastWords())
+		}
 		select {
 		case <-changed:
-		case <-p.done:
-			return event{}, fmt.Errorf("%s has ended while it was waited for %q: %w: %s", p.name, msg, p.err, p.lastWords())
+		case <-done:
+			done = nil // and all that it has logged is there
 		case <-ctx.Done():
 			return event{}, fmt.Errorf("%s: waited for %q: %w", p.name, msg, ctx.Err())
 		}
