@@ -39,7 +39,7 @@ type gpulet struct {
 	items    []batch.Item
 	load     problem.Load
 	coupling problem.Coupling
-	gain     float64 // time of the running batch on all SMs that the gpu-let may use, over that on its share
+	quickest float64 // slowdown of the running batch on all SMs that the gpu-let may use: at most 1
 	left     float64 // ns of solo time on its share that the running batch still needs
 	slow     float64 // present slowdown; under 1 on more than its share
 	updated  int64   // when left was true
@@ -54,7 +54,7 @@ type binding struct {
 	served    int                // order of its last turn among gpu-lets of the same rank
 	batch     int                // planned samples
 	solo      []float64          // ns on the share by samples, from 1
-	gain      []float64          // time on all SMs that the gpu-let may use over that on its share, by samples
+	quickest  []float64          // slowdown on all SMs that the gpu-let may use, by samples: at most 1
 	couplings []problem.Coupling // by samples, from 1; empty without a pressure model
 }
 
@@ -75,7 +75,7 @@ func (w *world) bind(g plan.Gpulet, a plan.Assignment) (binding, error) {
 		if err := cmp.Or(err, errMost); err != nil {
 			return binding{}, fmt.Errorf("gpu-let %s: %w", g.ID, err)
 		}
-		b.solo, b.gain = append(b.solo, nanos(ms)), append(b.gain, min(1, most/ms))
+		b.solo, b.quickest = append(b.solo, nanos(ms)), append(b.quickest, min(1, most/ms))
 	}
 	if p, ok := w.cfg.Interference.(problem.Pressure); ok {
 		b.couplings = p.Couplings(g.GPUType, a.Model, g.Share, a.MaxBatch())
@@ -92,7 +92,7 @@ func (b *binding) estimate(execMs float64) func(int) time.Duration {
 	}
 	return func(samples int) time.Duration {
 		n := min(max(samples, 1), len(b.solo))
-		return time.Duration(b.solo[n-1] * b.gain[n-1] * scale)
+		return time.Duration(b.solo[n-1] * b.quickest[n-1] * scale)
 	}
 }
 
@@ -163,7 +163,7 @@ func (w *world) begin(g *gpulet, l batch.Launch) {
 	if len(b.couplings) > 0 {
 		g.coupling = b.couplings[n-1]
 	}
-	g.left, g.slow, g.updated, g.gain = b.solo[n-1]+float64(w.cfg.Overhead), 0, w.now, b.gain[n-1]
+	g.left, g.slow, g.updated, g.quickest = b.solo[n-1]+float64(w.cfg.Overhead), 0, w.now, b.quickest[n-1]
 	w.pace(g.device)
 }
 
@@ -191,7 +191,7 @@ func (w *world) pace(d *device) {
 		if g.running == nil {
 			continue
 		}
-		slow := w.slowdown(g) * (1 + spare*(g.gain-1))
+		slow := w.slowdown(g) * (1 + spare*(g.quickest-1))
 		if slow == g.slow {
 			continue
 		}

@@ -148,6 +148,7 @@ func bursts(ctx context.Context, cfg *burstsConfig) error {
 	if err := e.site.serveWith(ctx, nil); err != nil {
 		return err
 	}
+	asked := map[string]*attempt{}
 	for _, at := range cfg.points {
 		file := filepath.Join("bursts", fmt.Sprintf("%s-%.0f.json", fileName(at.mix), at.rate))
 		if there, err := cfg.Load.Common.read(file, &burstsFound{}); err != nil {
@@ -157,7 +158,7 @@ func bursts(ctx context.Context, cfg *burstsConfig) error {
 		}
 		found := burstsFound{About: e.about, Mix: at.mix, Rate: at.rate, Tries: map[string]try{}}
 		for _, r := range cfg.rules {
-			t, err := e.tryRule(ctx, at, r)
+			t, err := e.tryRule(ctx, asked, at, r)
 			switch {
 			case ctx.Err() != nil:
 				return context.Cause(ctx)
@@ -174,20 +175,28 @@ func bursts(ctx context.Context, cfg *burstsConfig) error {
 	return nil
 }
 
-// tryRule measures a point under a rule.
-func (e *evaluation) tryRule(ctx context.Context, at point, r rule) (try, error) {
-	parts, _ := parseMix(at.mix) // Validate has read it
-	slos, err := e.slos(parts)
-	if err != nil {
-		return try{}, err
-	}
-	x := &attempt{evaluation: e, arm: arms[0], parts: parts, slos: slos, change: r.apply}
+// tryRule measures a point under a rule. What the planner says of a mix at all rates is asked once, and kept
+// in asked.
+func (e *evaluation) tryRule(ctx context.Context, asked map[string]*attempt, at point, r rule) (try, error) {
+	a, change := arms[0], r.apply
 	if r.name == "mps" {
 		// The worker stays as it is: a limit of the whole GPU is no limit.
-		x.arm, x.change = arm{apart: true}, rule{limit: 100, batch: 1}.apply
+		a, change = arm{apart: true}, rule{limit: 100, batch: 1}.apply
 	}
-	if err := x.prepare(ctx); err != nil {
-		return try{}, err
+	key := at.mix + " " + a.algorithm
+	x := asked[key]
+	if x == nil {
+		parts, _ := parseMix(at.mix) // Validate has read it
+		slos, err := e.slos(parts)
+		if err != nil {
+			return try{}, err
+		}
+		x = &attempt{evaluation: e, arm: a, parts: parts, slos: slos}
+		if err := x.prepare(ctx); err != nil {
+			return try{}, err
+		}
+		asked[key] = x
 	}
+	x.change = change
 	return x.try(ctx, at.rate)
 }
